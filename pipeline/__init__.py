@@ -1,0 +1,28 @@
+"""Thaw: hyperparameter sweeps that survive.
+
+What an experiment file imports. `Run` and `Checkpoint` are loaded when they are first used, so that the command
+line answers before torch is imported.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import CheckpointError, ThawError, UsageError
+from pipeline.experiment import Experiment, Stage
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint import Checkpoint
+    from pipeline.run import Run
+
+__all__ = ["Checkpoint", "CheckpointError", "Experiment", "Run", "Stage", "ThawError", "UsageError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Run":
+        from pipeline.run import Run
+
+        return Run
+    if name == "Checkpoint":
+        from pipeline.checkpoint import Checkpoint
+
+        return Checkpoint
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

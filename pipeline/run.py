@@ -1,0 +1,406 @@
+"""`Run`: what a training loop talks to. It knows where training stands and makes every part of it resumable.
+
+A run is restored in three steps, because a loop constructs things before it trains: `track` loads the tracked
+objects, `epochs` loads the random state of the epoch, and inside an epoch the first batch of `batches` loads
+objects and random state once more, as they were between the two batches where training stopped.
+"""
+
+import inspect
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from pipeline.batches import Feed, Feeds
+from pipeline.checkpoint import (
+    RESERVED,
+    Best,
+    Checkpoint,
+    Manifest,
+    Position,
+    Report,
+    capture,
+    capture_generators,
+    capture_random,
+    check_encodable,
+    check_names,
+    checkpoint_name,
+    generators,
+    restore,
+    restore_generators,
+    restore_random,
+    seed_all,
+)
+from pipeline.checkpoint.environment import default_device, environment
+from pipeline.errors import MismatchError, ThawError, UsageError
+from pipeline.experiment import Experiment, seed_for
+from pipeline.local import LocalSegment
+from pipeline.segment import Segment, Snapshot, Stopped
+
+
+class DivergedError(ThawError):
+    """The monitored value is not a finite number."""
+
+
+class Run:
+    """One stretch of training, from where the configuration stands to where it is stopped.
+
+    Attributes:
+        max_epochs: epochs this stage is planned for; what a schedule should span.
+        seed: seed of this configuration; python, numpy and torch were seeded by it before `train`.
+        device: where to put the model.
+        data: the tables that `prepare` returned, by name.
+        epoch: finished epochs of the stage; within the loop's body, the number of the current one, from 0.
+        batch: finished batches of the current epoch.
+        step: batches since the start of training.
+        stage: finished stages; the number of the current one, from 0.
+        done: whether `train` has returned before its epochs were over.
+        stopped: what has left `train`, and must not be mistaken for its end when the user's code has caught it.
+    """
+
+    def __init__(
+        self,
+        *,
+        segment: Segment,
+        experiment: Experiment,
+        seed: int,
+        stage: int,
+        max_epochs: int,
+        data: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        resumed: tuple[Manifest, dict[str, Any]] | None,
+        checkpoint_every_s: float = 60.0,
+    ) -> None:
+        self.seed = seed
+        self.stage = stage
+        self.max_epochs = max_epochs
+        self.data = data
+        self.device = default_device()
+        self.epoch = 0
+        self.batch = 0
+        self.step = 0
+        self._segment = segment
+        self._experiment = experiment
+        self._origin = origin
+        self._checkpoint_every_s = checkpoint_every_s
+        self._objects: dict[str, Any] = {}
+        self._feeds: Feeds | None = None
+        self._feed: Feed | None = None
+        self._means: dict[str, list[float]] = {}
+        self._report: Report | None = None
+        self._history: tuple[Report, ...] = ()
+        self._best: Best | None = None
+        self._epoch_start: dict[str, Any] = {}
+        self._loader_state: dict[str, Any] | None = None  # as the last epoch that asked for batches left it
+        self._loader_saved: dict[str, Any] | None = None  # the same of a checkpoint, until it is asked for
+        self._parent: int | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._inside = False  # resumed in the middle of an epoch whose batches were not yet asked for
+        self._last_checkpoint_s = time.monotonic()
+        self._previous: str | None = None
+        self.done = False
+        self.stopped: Stopped | None = None
+        # Each stage from a state of its own, so that what is constructed before `track` is the same when resumed.
+        seed_all(seed_for(seed, stage) if stage else seed)
+        if resumed is not None:
+            self._resume(*resumed)
+
+    @classmethod
+    def local(
+        cls,
+        folder: str | Path,
+        experiment: Experiment,
+        *,
+        seed: int = 0,
+        max_epochs: int | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> "Run":
+        """A run for a notebook or a debugger: no MLflow, no Optuna; its checkpoints lie in `folder`.
+
+        The same folder again continues; every checkpoint is kept. Without `data`, the experiment's `prepare` is
+        called with its defaults.
+        """
+        if data is None and experiment.prepare is not None:
+            data = experiment.prepare(experiment.data() if experiment.data else None)
+        if len(experiment.stages) > 1:
+            raise UsageError("Run.local: the experiment has several stages; use `python -m pipeline train`")
+        segment = LocalSegment(Path(folder))
+        return cls(
+            segment=segment,
+            experiment=experiment,
+            seed=seed,
+            stage=0,
+            max_epochs=experiment.max_epochs if max_epochs is None else max_epochs,
+            data=data or {},
+            origin={},
+            resumed=segment.resume(),
+        )
+
+    def track(self, **objects: Any) -> None:
+        """Names what training changes; a resumed run loads their state here, in place.
+
+        Takes whatever has `state_dict` and `load_state_dict`, and random generators of torch and NumPy. Call
+        it once everything is constructed, before the epochs loop.
+
+        Raises:
+            EncodeError: a state holds something that a checkpoint cannot.
+            MismatchError: the checkpoint does not fit the objects; none was changed.
+        """
+        check_names(objects)
+        twice = sorted(set(objects) & set(self._objects))
+        if twice:
+            raise UsageError(f"run.track({twice[0]}=...): this name is tracked already; give every object its own")
+        self._objects |= objects
+        check_encodable(self._objects)  # now, rather than after the first epoch
+        if self._resumed is not None:
+            # All of them again: what was constructed in between may have changed what was loaded before.
+            restore(self._objects, self._resumed)
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that remain, by their absolute numbers: 0, 1, 2 ...
+
+        When the loop comes back for the next, the epoch's checkpoint is taken and it is decided whether to go
+        on; a stop leaves the loop and `train` from here.
+
+        Raises:
+            UsageError: an epoch went by without `run.report`.
+        """
+        if self._resumed is not None:
+            forgotten = sorted(set(self._resumed) - set(self._objects) - RESERVED)
+            if forgotten:
+                raise MismatchError(
+                    f"the checkpoint holds {', '.join(forgotten)}, which run.track was not given; "
+                    "track it again, or start a new study"
+                )
+            restore_random(self._resumed["rng"])
+            if self._inside:
+                start = self._resumed["loop"]["epoch_start"]
+                restore_generators(self._objects, start["generators"])
+                restore_random(start["rng"])
+            else:
+                self._resumed = None
+        while self.epoch < self.max_epochs:
+            self._epoch_start = {"rng": capture_random(), "generators": capture_generators(self._objects)}
+            yield self.epoch
+            self._turn(inspect.currentframe())
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The batches of this epoch that remain; call it once an epoch.
+
+        Between two of them a checkpoint may be taken, and a stop is obeyed. See `pipeline.batches` for how
+        the different loaders are entered in the middle.
+
+        Raises:
+            UsageError: called a second time in an epoch.
+        """
+        if self._report is not None:
+            raise UsageError("run.batches comes before run.report: what is reported is what the batches came to")
+        if self._feed is not None:
+            raise UsageError(
+                "run.batches was called twice in one epoch; iterate over validation data with its loader plainly"
+            )
+        if self._feeds is None:
+            own = generators(self._objects).values()
+            self._feeds = Feeds([one for one in own if isinstance(one, torch.Generator)])
+        saved, self._loader_saved = self._loader_saved, None
+        self._feed = self._feeds.open(
+            loader, key=f"{self.seed}/{self.stage}/{self.epoch}", skip=self.batch, saved=saved
+        )
+        if self._inside:
+            assert self._resumed is not None
+            self._inside = False
+            self._means = {name: list(mean) for name, mean in self._resumed["loop"]["means"].items()}
+            restore(self._objects, self._resumed)
+            restore_random(self._resumed["rng"])
+            self._resumed = None
+        end = object()
+        batch = next(self._feed.iterator, end)
+        while batch is not end:
+            yield batch
+            self.batch += 1
+            self.step += 1
+            stop = self._segment.asked_to_stop()
+            due = time.monotonic() - self._last_checkpoint_s >= self._checkpoint_every_s
+            # Taken before the next batch is loaded, which may draw; kept only if there is one.
+            snapshot = self._snapshot() if stop or due else None
+            batch = next(self._feed.iterator, end)
+            if snapshot is not None and batch is not end:
+                self._commit(snapshot, None)
+                if stop:
+                    self._leave(stop)
+
+    def mean(self, **values: Any) -> None:
+        """Adds to averages over the epoch, which `report` reports and a kill does not lose.
+
+        Raises:
+            UsageError: no number.
+        """
+        for name, value in values.items():
+            number = _number(f"run.mean({name}=...)", value)
+            mean = self._means.setdefault(name, [0.0, 0.0])
+            mean[0] += number
+            mean[1] += 1.0
+
+    def report(self, **metrics: Any) -> None:
+        """Gives the epoch's metrics, once an epoch; the averages of `mean` are added by themselves.
+
+        Raises:
+            UsageError: a second report in one epoch, no number, or the monitored metric is missing.
+        """
+        if self._report is not None:
+            raise UsageError(f"run.report was called twice in epoch {self.epoch}; give all metrics in one call")
+        means = {name: total / count for name, (total, count) in self._means.items()}
+        values: dict[str, float] = means | {
+            name: _number(f"run.report({name}=...)", value) for name, value in metrics.items()
+        }
+        if self._experiment.monitor not in values:
+            raise UsageError(
+                f"run.report({', '.join(f'{n}=...' for n in values)}) lacks the monitored metric; "
+                f"add {self._experiment.monitor}=..."
+            )
+        self._report = Report(epoch=len(self._history) + 1, time_ms=time.time_ns() // 1_000_000, metrics=values)
+
+    def finish(self) -> Best:
+        """Called when `train` has returned. A reported epoch that the loop left early is still committed.
+
+        Raises:
+            UsageError: no epoch was ever reported.
+        """
+        if self._report is not None:
+            self.done = True  # else a kill before the study knows it would train the epochs that were left out
+            self._complete_epoch(self._report)
+        if self._best is None:
+            raise UsageError("train returned without one run.report(...); report every epoch in the epochs loop")
+        return self._best
+
+    def hand_over(self) -> tuple[Manifest, dict[str, Any]]:
+        """Ends a stage that another one follows; returns the checkpoint that the next one starts from.
+
+        It stands at the next stage's start and holds what this one ended with, so that a resumed configuration
+        never enters a finished stage again.
+        """
+        self.finish()
+        self.stage, self.epoch, self.batch = self.stage + 1, 0, 0
+        self._best, self._means, self._feed, self._loader_state, self.done = None, {}, None, None, False
+        self._previous = self._name()
+        snapshot = self._snapshot()
+        if self._resumed is not None:  # the stage had returned before a kill, and has nothing tracked here
+            snapshot = replace(snapshot, state={**self._resumed, "loop": snapshot.state["loop"]})
+        self._commit(snapshot, None)
+        return snapshot.manifest, snapshot.state
+
+    @property
+    def tracked(self) -> Mapping[str, Any]:
+        """What `track` was given, by name."""
+        return dict(self._objects)
+
+    @property
+    def previous(self) -> Checkpoint:
+        """The checkpoint that the stage before this one ended with. Raises UsageError in the first stage."""
+        if self._previous is None:
+            raise UsageError("run.previous: this is the first stage, there is none before it")
+        return self._segment.checkpoint(self._previous)
+
+    @property
+    def history(self) -> tuple[Report, ...]:
+        """The reports of all finished epochs of this configuration."""
+        return self._history
+
+    def _resume(self, manifest: Manifest, state: dict[str, Any]) -> None:
+        self.epoch, self.batch = manifest.position.epoch, manifest.position.batch
+        self.step = manifest.step
+        self._history, self._best = manifest.history, manifest.best
+        self._parent = manifest.trial
+        self._previous = state["loop"]["previous"]
+        if not manifest.position.is_stage_start:
+            self._resumed = state
+            self._loader_state = self._loader_saved = state["loop"]["loader"]
+            self._inside = self.batch > 0
+            self.done = state["loop"]["done"]
+
+    def _turn(self, frame: FrameType | None) -> None:
+        if self._report is None:
+            caller = frame.f_back if frame is not None else None
+            place = f" ({caller.f_code.co_filename}, line {caller.f_lineno})" if caller is not None else ""
+            raise UsageError(
+                f"epoch {self.epoch} ended without a report; add `run.report({self._experiment.monitor}=...)` "
+                f"to the epochs loop{place}"
+            )
+        if self._inside:
+            raise UsageError(
+                f"the checkpoint lies inside epoch {self.epoch}, which ran without run.batches; the loop was changed"
+            )
+        report = self._report
+        self._complete_epoch(report)
+        stop = self._segment.asked_to_stop() if self.epoch < self.max_epochs else None
+        stop = self._segment.after_epoch(report) or stop
+        if stop:
+            self._leave(stop)
+
+    def _leave(self, why: str) -> NoReturn:
+        self.stopped = Stopped(why)
+        raise self.stopped
+
+    def _complete_epoch(self, report: Report) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+        self._history += (report,)
+        self._report, self._means = None, {}
+        value = report.metrics[self._experiment.monitor]
+        if not math.isfinite(value):
+            raise DivergedError(f"{self._experiment.monitor} is {value} after epoch {report.epoch}")
+        if self._best is None or self._experiment.better(value, self._best.value):
+            self._best = Best(epoch=report.epoch, value=value, checkpoint=self._name())
+        snapshot = self._snapshot()
+        self._feed = None
+        self._commit(snapshot, report)
+
+    def _name(self) -> str:
+        return checkpoint_name(self._position(), self._segment.trial)
+
+    def _position(self) -> Position:
+        return Position(self.stage, self.epoch, self.batch)
+
+    def _snapshot(self) -> Snapshot:
+        inside = self.batch > 0
+        if self._feed is not None:
+            self._loader_state = self._feed.inside() if inside else self._feed.after()
+        loop = {
+            "means": {name: list(mean) for name, mean in self._means.items()},
+            "epoch_start": self._epoch_start if inside else None,
+            "loader": self._loader_state,
+            "previous": self._previous,
+            "done": self.done,
+        }
+        state = {**capture(self._objects), "rng": capture_random(), "loop": loop}
+        manifest = Manifest(
+            position=self._position(),
+            step=self.step,
+            trial=self._segment.trial,
+            parent=self._parent,
+            history=self._history,
+            best=self._best,
+            environment={**environment(), **self._origin},
+            files={},
+            tensors={},
+        )
+        return Snapshot(manifest=manifest, state=state)
+
+    def _commit(self, snapshot: Snapshot, report: Report | None) -> None:
+        self._segment.commit(snapshot, report)
+        self._last_checkpoint_s = time.monotonic()
+
+
+def _number(place: str, value: Any) -> float:
+    if isinstance(value, (int, float, np.number)):
+        return float(value)
+    if isinstance(value, (torch.Tensor, np.ndarray)) and math.prod(value.shape) == 1:
+        number = value.item()  # of a tensor that requires a gradient too, where float() warns
+        if isinstance(number, (int, float)):
+            return float(number)
+    raise UsageError(f"{place}: expected a number, found {type(value).__name__}")

@@ -1,0 +1,109 @@
+"""Signals: what a process that must stop does, and what its helpers do meanwhile.
+
+Slurm and Ctrl-C signal every process of the group at once. The process that trains needs its helpers
+(a loader's workers) until its checkpoint is taken, so they must outlive the signal that it obeys.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+PARENT_CHECK_S = 2.0
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGINT arrived where nothing has to be saved first. Exit code 75.
+
+    No `Exception`, so that no handler of errors takes it for one.
+    """
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and by what: the first SIGTERM or SIGINT, or a call of `ask`."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._raising = False
+        self._event = threading.Event()
+
+    def interrupt(self) -> None:
+        """From now on a signal also raises `Interrupted` in the main thread, except in a `deferred` block."""
+        self._raising = True
+        for number in STOPPING:
+            signal.signal(number, self._on_signal)
+
+    def ignore(self) -> None:
+        """From now on signals do nothing."""
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+
+    def watch(self) -> None:
+        """From now on signals only set `reason`, and no process that this one starts is hit by them.
+
+        They stay blocked, which every process started here inherits: the workers of any loader, whoever made
+        it. A thread takes them.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+        def take() -> None:
+            while True:
+                self.ask(signal.Signals(signal.sigwait(STOPPING)).name)
+
+        threading.Thread(target=take, name="signals", daemon=True).start()
+
+    def ask(self, reason: str) -> None:
+        """Asks to stop; the first reason stays."""
+        if self.reason is None:
+            self.reason = reason
+        self._event.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleeps until asked to stop, or that long. Returns whether asked."""
+        return self._event.wait(timeout_s)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """In this block a signal sets `reason` and nothing else."""
+        before, self._raising = self._raising, False
+        try:
+            yield
+        finally:
+            self._raising = before
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first = self.reason is None
+        self.ask(signal.Signals(number).name)
+        if first and self._raising:
+            raise Interrupted(self.reason)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Holds SIGTERM and SIGINT back; processes started inside inherit that and cannot be hit while they start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def obey_parent_only() -> None:
+    """For a helper process started while signals were `blocked`: only its parent's signals end it, and its death.
+
+    The signals stay blocked; a thread takes them one by one and looks at who sent them. It ends the process when
+    the parent has died: a loader's worker that waits to hand over its batch would wait for ever.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            taken = signal.sigtimedwait(STOPPING, PARENT_CHECK_S)
+            if taken is not None and taken.si_pid == parent:
+                break
+        os._exit(0)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
