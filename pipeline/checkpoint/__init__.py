@@ -1,0 +1,59 @@
+"""Objects <-> state <-> files: exact, checked, without pickle."""
+
+from pipeline.checkpoint.capture import RESERVED, capture, check_encodable, check_names, restore
+from pipeline.checkpoint.checkpoint import Checkpoint
+from pipeline.checkpoint.codec import decode, encode
+from pipeline.checkpoint.files import NAMES, read_manifest, read_state, save
+from pipeline.checkpoint.manifest import (
+    Best,
+    FileEntry,
+    Manifest,
+    Position,
+    Report,
+    TensorEntry,
+    checkpoint_name,
+    parse_name,
+)
+from pipeline.checkpoint.random import (
+    capture_generators,
+    capture_random,
+    generators,
+    restore_generators,
+    restore_random,
+    seed_all,
+)
+from pipeline.checkpoint.store import FolderStore, MlflowStore, Store, load, load_newest
+
+__all__ = [
+    "NAMES",
+    "RESERVED",
+    "Best",
+    "Checkpoint",
+    "FileEntry",
+    "FolderStore",
+    "Manifest",
+    "MlflowStore",
+    "Position",
+    "Report",
+    "Store",
+    "TensorEntry",
+    "capture",
+    "capture_generators",
+    "capture_random",
+    "check_encodable",
+    "check_names",
+    "checkpoint_name",
+    "decode",
+    "encode",
+    "generators",
+    "load",
+    "load_newest",
+    "parse_name",
+    "read_manifest",
+    "read_state",
+    "restore",
+    "restore_generators",
+    "restore_random",
+    "save",
+    "seed_all",
+]

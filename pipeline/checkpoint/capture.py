@@ -1,0 +1,246 @@
+"""Tracked objects <-> one tree of state, a copy in both directions.
+
+Each object has its entry under the name it is tracked by. Three more are ours: `kinds` says what each name
+is, `grad` has the gradients that are pending, `transient` the buffers that `state_dict` leaves out.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipeline.checkpoint import modules as module_states
+from pipeline.checkpoint import optimizers as optimizer_states
+from pipeline.checkpoint.codec import encode
+from pipeline.checkpoint.random import capture_generator, generator_kind, restore_generator
+from pipeline.errors import CorruptCheckpoint, EncodeError, MismatchError, UsageError
+
+RESERVED = frozenset({"rng", "loop", "loader", "kinds", "grad", "transient"})
+_SHOWN = 10  # entries of each sort that a MismatchError lists
+
+
+def check_names(objects: Mapping[str, object]) -> None:
+    """Raises UsageError for a name that is none, or an object that cannot be tracked."""
+    for name, value in objects.items():
+        if not name.isidentifier():
+            raise UsageError(f"track: {name!r} is no name; use letters, digits and underscores")
+        if name in RESERVED:
+            raise UsageError(f"track: the name {name!r} is kept for the checkpoint's own; use another")
+        if isinstance(value, torch.Generator | np.random.Generator):
+            continue
+        if not all(callable(getattr(value, part, None)) for part in ("state_dict", "load_state_dict")):
+            raise UsageError(
+                f"track: {name} is a {type(value).__name__}, without state_dict and load_state_dict; "
+                "track what has both, or a torch.Generator or numpy.random.Generator"
+            )
+
+
+def check_encodable(objects: Mapping[str, object]) -> None:
+    """Raises EncodeError, naming the path, if a state holds what no checkpoint can; nothing is copied."""
+    modules = _modules(objects)
+    encode({name: _live_state(name, value, modules) for name, value in objects.items()})
+
+
+def capture(objects: Mapping[str, object]) -> dict[str, Any]:
+    """The state of every object, which aliases nothing live; tensors stay on their devices.
+
+    Raises EncodeError for a lazy module that has seen no batch yet.
+    """
+    modules = _modules(objects)
+    state = {name: _copied(name, _live_state(name, value, modules)) for name, value in objects.items()}
+    state["kinds"] = {name: kind_of(value) for name, value in objects.items()}
+    state["grad"] = _copy(_gradients(objects))
+    transient = {name: module_states.transient_buffers(module) for name, module in modules.items()}
+    state["transient"] = _copy({name: buffers for name, buffers in transient.items() if buffers})
+    return state
+
+
+def restore(objects: Mapping[str, object], state: Mapping[str, Any], include: tuple[str, ...] | None = None) -> None:
+    """Loads `state` into the objects, in place, on their own devices. What only `state` has is left out.
+
+    `include` takes the entries of modules that match a pattern, and nothing else of them.
+    Raises MismatchError, with the objects as they were, if something is missing, unexpected or of another
+    shape, dtype or kind, or if an object refuses its state.
+    `state` stays the caller's: nothing live aliases it afterwards.
+    """
+    if include is not None:
+        state = {name: value for name, value in state.items() if name not in ("grad", "transient")}
+    modules = _modules(objects)
+    chosen = _check(objects, state, modules, include)
+    before = capture(objects)
+    try:
+        _load(objects, state, modules, chosen)
+    except Exception as error:  # whatever a user's load_state_dict raises
+        _load(objects, before, modules, {name: set(before[name]) for name in modules})
+        if isinstance(error, CorruptCheckpoint):
+            raise
+        raise MismatchError(f"{type(error).__name__} while the state was loaded: {error}") from error
+
+
+def kind_of(value: object) -> str:
+    """What has to be the same for a state to fit: `module`, `optimizer AdamW`, `scheduler StepLR`, ..."""
+    if isinstance(value, nn.Module):
+        return "module"
+    if isinstance(value, Optimizer):
+        return f"optimizer {type(value).__name__}"
+    if isinstance(value, LRScheduler):
+        return f"scheduler {type(value).__name__}"
+    if isinstance(value, torch.Generator | np.random.Generator):
+        return generator_kind(value)
+    return "object"
+
+
+def _modules(objects: Mapping[str, object]) -> dict[str, nn.Module]:
+    return {name: value for name, value in objects.items() if isinstance(value, nn.Module)}
+
+
+def _live_state(name: str, value: Any, modules: Mapping[str, nn.Module]) -> Any:
+    if isinstance(value, nn.Module):
+        return module_states.module_state(name, value)
+    if isinstance(value, Optimizer):
+        return optimizer_states.optimizer_state(name, value, modules)
+    if isinstance(value, torch.Generator | np.random.Generator):
+        return capture_generator(value)
+    return value.state_dict()
+
+
+def _parameters(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
+    """The parameters that can have a gradient, by object and name; those of modules once, under the first."""
+    found: dict[str, dict[str, Tensor]] = {}
+    seen: set[int] = set()
+    for owner in sorted(objects, key=lambda name: (not isinstance(objects[name], nn.Module), name)):
+        value = objects[owner]
+        named: dict[str, Tensor] = {}
+        if isinstance(value, nn.Module):
+            named.update(module_states.parameters(value))
+        elif isinstance(value, Optimizer):
+            every = [parameter for group in value.param_groups for parameter in group["params"]]
+            named.update((str(index), parameter) for index, parameter in enumerate(every))
+        found[owner] = {name: value for name, value in named.items() if id(value) not in seen}
+        seen.update(map(id, named.values()))
+    return found
+
+
+def _gradients(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
+    pending = {
+        owner: {name: value.grad for name, value in named.items() if value.grad is not None}
+        for owner, named in _parameters(objects).items()
+    }
+    return {owner: gradients for owner, gradients in pending.items() if gradients}
+
+
+def _check(
+    objects: Mapping[str, object],
+    state: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    include: tuple[str, ...] | None,
+) -> dict[str, set[str]]:
+    """The entries to load of each module. Raises MismatchError, which lists all that does not fit."""
+    missing: list[str] = []
+    unexpected: list[str] = []
+    differing: list[str] = []
+    chosen: dict[str, set[str]] = {}
+    for name, value in objects.items():
+        if name not in state:
+            missing.append(name)
+            continue
+        found, kind = state.get("kinds", {}).get(name), kind_of(value)
+        if found is not None and found != kind:
+            differing.append(f"{name}: expected {kind}, found {found}")
+        elif isinstance(value, Optimizer):
+            differing.extend(optimizer_states.difference(name, value, state[name], modules))
+        elif isinstance(value, nn.Module):
+            live, saved = module_states.module_state(name, value), state[name]
+            mine = module_states.selected(live, include, name)
+            theirs = module_states.selected(saved, include, name)
+            chosen[name] = mine
+            if include is not None and not mine | theirs:
+                missing.append(f"{name}: nothing matches {', '.join(include)}")
+            missing += [f"{name}.{key}: {module_states.describe(live[key])}" for key in sorted(mine - theirs)]
+            unexpected += [f"{name}.{key}: {module_states.describe(saved[key])}" for key in sorted(theirs - mine)]
+            for key in sorted(mine & theirs):
+                if not module_states.fits(key, live[key], saved[key]):
+                    expected, got = module_states.describe(live[key]), module_states.describe(saved[key])
+                    differing.append(f"{name}.{key}: expected {expected}, found {got}")
+    _raise_if_any(missing=missing, unexpected=unexpected, differing=differing)
+    return chosen
+
+
+def _raise_if_any(**sorts: list[str]) -> None:
+    parts = []
+    for sort, entries in sorts.items():
+        more = f", and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+        if entries:
+            parts.append(f"{sort}: {', '.join(entries[:_SHOWN])}{more}")
+    if parts:
+        raise MismatchError(f"the checkpoint does not fit the tracked objects; {'; '.join(parts)}")
+
+
+def _load(
+    objects: Mapping[str, object],
+    state: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    chosen: Mapping[str, set[str]],
+) -> None:
+    for name, value in objects.items():
+        if isinstance(value, nn.Module):
+            # Tensors are copied into the live ones; what set_extra_state is given, it may keep.
+            saved = {key: _copy(item) if module_states.is_extra(key) else item for key, item in state[name].items()}
+            module_states.load_module(value, saved, chosen[name])
+        elif isinstance(value, Optimizer):
+            optimizer_states.load_optimizer(value, _copy(state[name], _to_cpu), modules)
+        elif isinstance(value, torch.Generator | np.random.Generator):
+            restore_generator(name, value, state[name])
+        else:
+            value.load_state_dict(_copy(state[name]))  # type: ignore[attr-defined]
+    for name, buffers in state.get("transient", {}).items():
+        if name in modules:
+            module_states.set_transient_buffers(modules[name], buffers)
+    if "grad" in state:
+        _set_gradients(objects, state["grad"])
+
+
+def _set_gradients(objects: Mapping[str, object], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for owner, named in _parameters(objects).items():
+        for name, parameter in named.items():
+            gradient = saved.get(owner, {}).get(name)
+            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    """Where torch's optimizers want their step counters; the rest they move to the parameters themselves."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _copied(name: str, value: Any) -> Any:
+    try:
+        return _copy(value)
+    except RecursionError as error:
+        raise EncodeError(f"{name}: its state_dict holds itself, or is nested too deep") from error
+
+
+def _copy(value: Any, tensor: Callable[[Tensor], Tensor] = _clone) -> Any:
+    """A copy down to tensors and arrays. What the codec does not know stays, for the codec to refuse."""
+    kind = type(value)
+    if isinstance(value, Tensor):
+        return tensor(value)
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if kind in (dict, OrderedDict):
+        return kind((key, _copy(item, tensor)) for key, item in value.items())
+    if kind is Counter:
+        return value.copy()
+    if kind is deque:
+        return deque((_copy(item, tensor) for item in value), value.maxlen)
+    if kind in (list, tuple, set, frozenset):
+        return kind(_copy(item, tensor) for item in value)
+    return value

@@ -1,0 +1,93 @@
+"""Writes behind training: a thread that commits what it is given, in order, while the next batches run."""
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Writer(Generic[T]):
+    """At most one item is being written and one waits; a newer one may take the waiting one's place.
+
+    `write` commits one item. `replace(waiting, newer)` says what takes the waiting one's place, or None if that
+    must be written first: then `submit` waits for it. `idle` is called after every write, and every `idle_s`
+    seconds while there is none.
+
+    An error of `write` or `idle` ends the thread; the next call of `submit` or `flush` raises it, as itself.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[T], None],
+        *,
+        replace: Callable[[T, T], T | None],
+        idle: Callable[[], None],
+        idle_s: float,
+    ) -> None:
+        self._write, self._replace, self._idle, self._idle_s = write, replace, idle, idle_s
+        self._changed = threading.Condition()
+        self._waiting: T | None = None
+        self._writing = False
+        self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, item: T) -> None:
+        """Hands over an item, which is not touched any more by the caller."""
+        with self._changed:
+            self._raise()
+            while self._waiting is not None:
+                replaced = self._replace(self._waiting, item)
+                if replaced is not None:
+                    item = replaced
+                    break
+                self._changed.wait()
+                self._raise()
+            self._waiting = item
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Returns when everything is written."""
+        with self._changed:
+            while self._error is None and (self._waiting is not None or self._writing):
+                self._changed.wait()
+            self._raise()
+
+    def close(self) -> None:
+        """Writes what waits and ends the thread. Raises the error that has not been raised yet."""
+        try:
+            self.flush()
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+            self._thread.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    if self._waiting is None and not self._closed:
+                        self._changed.wait(self._idle_s)
+                    item, self._waiting = self._waiting, None
+                    if item is None and self._closed:
+                        return
+                    self._writing = item is not None
+                    self._changed.notify_all()
+                if item is not None:
+                    self._write(item)
+                self._idle()
+                with self._changed:
+                    self._writing = False
+                    self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001  it is raised where the training is
+            with self._changed:
+                self._error = error
+                self._waiting, self._writing = None, False
+                self._changed.notify_all()

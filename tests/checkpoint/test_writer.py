@@ -1,0 +1,139 @@
+"""The writer behind training; every wait is for an event."""
+
+import threading
+
+import pytest
+
+from pipeline.checkpoint.writer import Writer
+
+
+class Store:
+    """Writes when it is let; remembers what was written."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self.begun = threading.Semaphore(0)
+        self.may_write = threading.Semaphore(0)
+
+    def write(self, item: str) -> None:
+        self.begun.release()
+        self.may_write.acquire()
+        self.written.append(item)
+
+
+def nothing() -> None:
+    pass
+
+
+def newer(waiting: str, item: str) -> str | None:
+    return None if waiting.endswith("!") else item
+
+
+def test_submit_returns_while_the_item_is_being_written() -> None:
+    store = Store()
+    writer = Writer(store.write, replace=newer, idle=nothing, idle_s=60)
+    writer.submit("a")
+    store.begun.acquire()
+    assert store.written == []
+    store.may_write.release()
+    writer.close()
+    assert store.written == ["a"]
+
+
+def test_a_newer_item_takes_the_place_of_the_waiting_one() -> None:
+    store = Store()
+    writer = Writer(store.write, replace=newer, idle=nothing, idle_s=60)
+    writer.submit("a")
+    store.begun.acquire()
+    writer.submit("b")
+    writer.submit("c")
+    store.may_write.release(2)
+    writer.close()
+    assert store.written == ["a", "c"]
+
+
+def test_a_waiting_item_that_must_be_kept_is_written_before_the_newer_one() -> None:
+    store = Store()
+    writer = Writer(store.write, replace=newer, idle=nothing, idle_s=60)
+    writer.submit("a")
+    store.begun.acquire()
+    writer.submit("best!")
+    store.may_write.release(3)
+    writer.submit("c")
+    writer.close()
+    assert store.written == ["a", "best!", "c"]
+
+
+def test_what_replaces_may_be_made_of_both() -> None:
+    store = Store()
+    writer = Writer(store.write, replace=lambda waiting, item: waiting + item, idle=nothing, idle_s=60)
+    writer.submit("a")
+    store.begun.acquire()
+    writer.submit("b")
+    writer.submit("c")
+    store.may_write.release(2)
+    writer.close()
+    assert store.written == ["a", "bc"]
+
+
+def test_flush_returns_when_everything_is_written() -> None:
+    store = Store()
+    writer = Writer(store.write, replace=newer, idle=nothing, idle_s=60)
+    store.may_write.release(1)
+    writer.submit("a")
+    writer.flush()
+    assert store.written == ["a"]
+    writer.close()
+
+
+class DiskFull(Exception):
+    pass
+
+
+def test_an_error_of_the_writer_surfaces_as_itself_at_the_next_call() -> None:
+    failed = threading.Event()
+
+    def write(item: str) -> None:
+        failed.set()
+        raise DiskFull(item)
+
+    writer = Writer(write, replace=newer, idle=nothing, idle_s=60)
+    writer.submit("a")
+    failed.wait()
+    with pytest.raises(DiskFull, match="a"):
+        writer.flush()
+    with pytest.raises(DiskFull, match="a"):
+        writer.submit("b")
+    with pytest.raises(DiskFull, match="a"):
+        writer.close()
+
+
+def test_submit_does_not_wait_for_a_writer_that_has_failed() -> None:
+    store, failing = Store(), threading.Event()
+
+    def write(item: str) -> None:
+        store.begun.release()
+        failing.wait()
+        raise DiskFull(item)
+
+    writer = Writer(write, replace=newer, idle=nothing, idle_s=60)
+    writer.submit("a")
+    store.begun.acquire()
+    writer.submit("best!")
+    threading.Timer(0, failing.set).start()
+    with pytest.raises(DiskFull):
+        writer.submit("c")
+    with pytest.raises(DiskFull):
+        writer.close()
+
+
+def test_idle_is_called_while_nothing_is_written() -> None:
+    called = threading.Semaphore(0)
+    writer = Writer(nothing_to_write, replace=newer, idle=called.release, idle_s=0.001)
+    for _ in range(3):
+        called.acquire()
+    writer.close()
+
+
+def nothing_to_write(item: str) -> None:
+    raise AssertionError(item)
