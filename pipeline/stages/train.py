@@ -1,0 +1,59 @@
+"""The training stage: runs the user's loop over one segment."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pipeline.experiment import Experiment
+from pipeline.run import Run
+from pipeline.segment import Segment, Stopped
+
+
+def train(
+    experiment: Experiment,
+    config: Any,
+    *,
+    segment: Segment,
+    seed: int,
+    max_epochs: int,
+    threads: int,
+    data: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    checkpoint_every_s: float,
+) -> str:
+    """Trains one configuration from where it stands until it is complete or stopped.
+
+    `max_epochs` is the budget of an experiment of one stage; several have their own. `threads` is the number of
+    torch's threads; another number changes the bits. `origin` goes into each checkpoint: digests of code and data.
+
+    Returns why training ended: `complete`, or what the segment stopped it for.
+    """
+    torch.set_num_threads(threads)
+    stages = experiment.stages
+    try:
+        resumed = segment.resume()
+        first = resumed[0].position.stage if resumed is not None else 0
+        for number, stage in enumerate(stages[first:], start=first):
+            run = Run(
+                segment=segment,
+                experiment=experiment,
+                seed=seed,
+                stage=number,
+                max_epochs=stage.max_epochs if len(stages) > 1 else max_epochs,
+                data=data,
+                origin=origin,
+                resumed=resumed,
+                checkpoint_every_s=checkpoint_every_s,
+            )
+            if not run.done:
+                stage.train(config, run)
+            if run.stopped is not None:
+                raise run.stopped
+            if number + 1 < len(stages):
+                resumed = run.hand_over()
+            else:
+                run.finish()
+    except Stopped as stop:
+        return stop.ended
+    return "complete"

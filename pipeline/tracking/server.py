@@ -1,0 +1,111 @@
+"""Reaching MLflow: where it is, that it answers, and that its database stands before workers use it."""
+
+import logging
+import os
+import sqlite3
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import mlflow
+import requests
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.databases import created_whole, sqlite_file, sqlite_url
+from pipeline.errors import ThawError
+
+EXPERIMENT = "thaw"
+ANSWER_TIMEOUT_S = 10
+
+
+def connect() -> str:
+    """Makes tracking ready and returns the id of the MLflow experiment to log to.
+
+    It is the one that `mlflow run` or MLFLOW_EXPERIMENT_NAME chose, else the one named `thaw`.
+
+    Raises:
+        ThawError: the tracking server does not answer, or its store refuses.
+    """
+    # Not where a person reads lines: bars of downloads that take milliseconds.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Alembic and MLflow log every migration of a fresh database as if it were news.
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    uri = mlflow.get_tracking_uri()
+    file = sqlite_file(uri)
+    try:
+        if file is None:
+            _check_answer(uri)
+            return _experiment_id()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):  # two processes that migrate a fresh database at once crash
+            if not file.exists():
+                _create(file)
+            experiment_id = _experiment_id()
+            with sqlite3.connect(file) as database:
+                database.execute("PRAGMA journal_mode=WAL")  # stays; readers no longer block writers
+            return experiment_id
+    except (MlflowException, OSError, sqlite3.Error, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ThawError(f"tracking server {shown(uri)}: {reason}; set MLFLOW_TRACKING_URI") from error
+
+
+def refusal(error: Exception) -> str | None:
+    """What MLflow had to say, on one line; None for an error that is not MLflow's."""
+    if not isinstance(error, MlflowException):
+        return None
+    return f"tracking server {shown(mlflow.get_tracking_uri())}: {' '.join(str(error).split())}"
+
+
+def folder() -> Path | None:
+    """The folder of the tracking database, if it is a file."""
+    file = sqlite_file(mlflow.get_tracking_uri())
+    return None if file is None else file.parent
+
+
+def is_remote() -> bool:
+    """Whether tracking is a server, which has the UI itself."""
+    return mlflow.get_tracking_uri().startswith(("http://", "https://"))
+
+
+def shown(uri: str) -> str:
+    """The tracking URI as it may be shown: without user and password."""
+    parts = urlsplit(uri)
+    if parts.password is None and parts.username is None:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _create(file: Path) -> None:
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with created_whole(file) as new:
+        # The artifact root is the one that MLflow takes by itself.
+        store = SqlAlchemyStore(sqlite_url(new), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)  # type: ignore[no-untyped-call]
+        store.engine.dispose()
+
+
+def _check_answer(uri: str) -> None:
+    """One quick request: MLflow's own retries would hold a wrong address against the user for minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S)
+    except requests.RequestException as error:
+        raise ThawError(
+            f"tracking server {shown(uri)} does not answer ({type(error).__name__}); "
+            "start it, or set MLFLOW_TRACKING_URI to one that runs"
+        ) from error
+
+
+def _experiment_id() -> str:
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if given is not None:
+        return given
+    client = MlflowClient()
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    found = client.get_experiment_by_name(name)
+    return found.experiment_id if found is not None else client.create_experiment(name)
