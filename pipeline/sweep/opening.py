@@ -1,0 +1,102 @@
+"""Opening a study: its spec, its MLflow run and its site, created or found."""
+
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.experiment import ExperimentFile, flatten
+from pipeline.sweep.spec import StudySpec, refuse_change
+from pipeline.sweep.study import Study
+from pipeline.sweep.worker import Site
+from pipeline.tracking import runs
+from pipeline.tracking.tables import Tables
+
+
+def check_study_name(name: str) -> None:
+    """Raises UsageError for a name that MLflow's registry or a command line would stumble over."""
+    if not re.fullmatch(r"\w[\w.\-]{0,99}", name):
+        raise UsageError(f"--study {name!r}: expected up to 100 letters, digits, '_', '-' and '.'")
+
+
+def open_study(
+    name: str,
+    url: str,
+    spec: StudySpec,
+    file: ExperimentFile,
+    tables: Tables | None,
+    *,
+    experiment_id: str,
+    workers: int,
+    accept_change: bool,
+) -> Study:
+    """Creates a study with its MLflow run, or continues the one of this name.
+
+    Raises:
+        UsageError: the name is taken by another spec.
+    """
+    check_study_name(name)
+    study = Study.open(name, url, spec, accept_change=accept_change)
+    _settle(study, file, tables, experiment_id, workers)
+    return study
+
+
+def reopen_study(
+    study: Study, file: ExperimentFile, tables: Tables | None, digest: str | None, *, accept: bool
+) -> None:
+    """Continues a study from its stored spec; only code and data can have changed.
+
+    Raises:
+        UsageError: they have, and that was not accepted.
+    """
+    spec = study.spec
+    differences = replace(spec, code=file.code_digest, data=digest).differences(spec)
+    refuse_change(study.name, differences, accept=accept)
+    if differences:
+        study.accept(differences)
+    site = Site.of(study)
+    _settle(study, file, tables, site.experiment_id, 1)
+
+
+def _settle(study: Study, file: ExperimentFile, tables: Tables | None, experiment_id: str, workers: int) -> None:
+    """Gives the study its MLflow run and its site; what was cut short before is completed."""
+    stored = study.attrs.get("site")
+    project_run = os.environ.get("MLFLOW_RUN_ID")
+    if stored is None:
+        uid = study.attrs.get("uid")
+        if uid is None:
+            uid = uuid.uuid4().hex
+            study.set_attr("uid", uid)
+        run_id = runs.ensure_run(
+            experiment_id,
+            name=study.name,
+            key={"kind": "study", "study_uid": uid},
+            params={f"spec.{n}": v for n, v in _shown(study.spec).items()},
+            tags={"study": study.name, "experiment": file.name},
+            source=None if project_run else str(file.path),  # a project run has its own
+            adopt=project_run,
+        )
+        threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    else:
+        site = Site(**stored)
+        experiment_id, run_id, threads = site.experiment_id, site.run_id, site.threads
+    if project_run not in (None, run_id):
+        # This `mlflow run` only continues the study: its own run says where to look.
+        tags = {"kind": "command", "study": study.name, "study_run": run_id}
+        runs.name_run(str(project_run), f"again: {study.name}", tags)
+    site = Site(
+        file=str(file.path),
+        experiment_id=experiment_id,
+        run_id=run_id,
+        tables_run_id=None if tables is None else tables.run_id,
+        tables={} if tables is None else tables.digests,
+        threads=threads,
+    )
+    study.set_attr("site", site.to_json())
+
+
+def _shown(spec: StudySpec) -> Mapping[str, Any]:
+    return {name: value for name, value in flatten(spec.to_json()).items() if value is not None}

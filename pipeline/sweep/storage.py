@@ -1,0 +1,126 @@
+"""Optuna's storage, opened so that several processes can share it safely.
+
+SQLite, as Optuna opens it, lets two processes claim one trial: `SELECT ... FOR UPDATE` does nothing there. Each
+transaction therefore begins IMMEDIATE, which makes writers wait for each other, in WAL mode, which keeps them
+out of the readers' way.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import optuna
+import sqlalchemy
+from filelock import FileLock
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
+
+from pipeline.databases import created_whole, sqlite_file, sqlite_url
+from pipeline.errors import ThawError, UsageError
+
+HEARTBEAT_S = 10
+GRACE_S = 120
+
+
+def redacted(url: str) -> str:
+    """The URL as it may be shown: without its password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def prepare_storage(url: str) -> None:
+    """Creates or migrates the study database; only then may workers open it.
+
+    Two processes that migrate a fresh database at once crash, so on SQLite a lock file serialises them.
+
+    Raises:
+        UsageError: the URL cannot be understood, or names a database that cannot be reached.
+    """
+    with _explained(url), locked(url):
+        file = sqlite_file(url)
+        if file is None or file.exists():
+            _create_or_migrate(url)
+            return
+        with created_whole(file) as new:
+            _create_or_migrate(sqlite_url(new))
+
+
+def _create_or_migrate(url: str) -> None:
+    storage = RDBStorage(url, skip_compatibility_check=True)
+    storage.upgrade()
+    storage.engine.dispose()
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Keeps other processes out of the same block; on SQLite, where all of them are on this machine."""
+    file = sqlite_file(url)
+    if file is None:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        yield
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Opens a study database that `prepare_storage` has created.
+
+    Raises:
+        ThawError: it is not there or cannot be read.
+    """
+    with _explained(url):
+        return _open(url)
+
+
+def _open(url: str) -> RDBStorage:
+    file = sqlite_file(url)
+    if file is not None and not file.is_file():
+        raise ThawError(f"{_shown(url)}: no such study database; start a sweep first, or name another --storage")
+    # Autocommit, so that SQLAlchemy's "begin" is the only one and can say IMMEDIATE.
+    connect = {"isolation_level": None, "timeout": 60} if file is not None else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, used as documented
+        storage = RDBStorage(
+            url,
+            engine_kwargs={"connect_args": connect, "pool_pre_ping": file is None},
+            heartbeat_interval=HEARTBEAT_S,
+            grace_period=GRACE_S,
+            skip_compatibility_check=True,
+            skip_table_creation=True,
+        )
+    if file is not None:
+        sqlalchemy.event.listen(storage.engine, "connect", _configure_sqlite)
+        sqlalchemy.event.listen(storage.engine, "begin", _begin_immediate)
+        storage.engine.dispose()  # connections from before the listeners are not configured
+    return storage
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Raises UsageError for what goes wrong with a database as its user can cause it."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, optuna.exceptions.OptunaError) as error:
+        raise UsageError(f"--storage {_shown(url)}: {_first_line(error)}") from error
+
+
+def _configure_sqlite(connection: sqlalchemy.engine.interfaces.DBAPIConnection, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def _begin_immediate(connection: sqlalchemy.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _shown(url: str) -> str:
+    try:
+        return redacted(url)
+    except sqlalchemy.exc.ArgumentError:
+        return "(not a database URL)"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error.__cause__ or error).strip().splitlines()[0]

@@ -1,0 +1,207 @@
+"""A study in its storage: opened safely, read as lineages, changed by claims and successors alone.
+
+Optuna's rule that a finished trial is immutable is the fence: a worker whose trial was ended by another
+finds out at its next write (`Fenced`) and drops it.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import optuna
+from optuna.storages import RDBStorage, get_storage
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.errors import ThawError, UsageError
+from pipeline.sweep import process
+from pipeline.sweep.lineage import DUPLICATE, LOST, Lineage, duplicates, lineages
+from pipeline.sweep.spec import StudySpec, refuse_change
+from pipeline.sweep.storage import open_storage, redacted
+
+T = TypeVar("T")
+CLAIMANT = "claimant."  # prefix of the attributes that name who tried to claim a trial
+
+
+class Fenced(Exception):
+    """This trial was ended by another process; what this one does with it no longer counts."""
+
+
+class Study:
+    """One study. Every method is safe to call from any number of processes, and to die in."""
+
+    def __init__(self, name: str, url: str, storage: RDBStorage, study_id: int) -> None:
+        self.name = name
+        self.url = url
+        self.storage = get_storage(storage)  # caches finished trials
+        self._heartbeats = storage
+        self.id = study_id
+
+    @classmethod
+    def load(cls, name: str, url: str) -> "Study":
+        """Raises: UsageError, if there is no such study; the names there are come with it."""
+        storage = open_storage(url)
+        try:
+            return cls(name, url, storage, storage.get_study_id_from_name(name))
+        except KeyError:
+            names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())) or "none yet"
+            raise UsageError(f"--study {name}: no such study in {redacted(url)}; there: {names}") from None
+
+    @classmethod
+    def open(cls, name: str, url: str, spec: StudySpec, *, accept_change: bool) -> "Study":
+        """Creates a study, or continues the one of this name if its spec is the same.
+
+        Raises:
+            UsageError: the name is taken by another spec; the message holds the difference.
+        """
+        storage = open_storage(url)
+        direction = optuna.study.StudyDirection[spec.direction.upper()]
+        try:
+            study_id = storage.create_new_study([direction], name)
+        except optuna.exceptions.DuplicatedStudyError:
+            study_id = storage.get_study_id_from_name(name)
+        study = cls(name, url, storage, study_id)
+        stored = study.attrs.get("spec")
+        if stored is None:  # new, or its creator was killed before this line
+            study.set_attr("spec", spec.to_json())
+            return study
+        differences = spec.differences(StudySpec.from_json(stored))
+        refuse_change(name, differences, accept=accept_change)
+        if differences:
+            study.accept(differences)
+        return study
+
+    def accept(self, differences: Mapping[str, tuple[Any, Any]]) -> None:
+        """Records that the user accepted changed code or data, and continues with it."""
+        entry = {"time_s": time.time(), **{name: list(pair) for name, pair in differences.items()}}
+        self.set_attr("accepted_changes", [*self.attrs.get("accepted_changes", []), entry])
+        changed = {name: new for name, (_, new) in differences.items()}
+        self.set_attr("spec", replace(self.spec, **changed).to_json())
+
+    @property
+    def spec(self) -> StudySpec:
+        stored = self.attrs.get("spec")
+        if stored is None:
+            raise ThawError(f"study {self.name!r} was not finished being created; run the command that began it")
+        return StudySpec.from_json(stored)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self.storage.get_study_user_attrs(self.id)
+
+    def set_attr(self, name: str, value: Any) -> None:
+        self.storage.set_study_user_attr(self.id, name, value)
+
+    def trials(self) -> list[FrozenTrial]:
+        return self.storage.get_all_trials(self.id, deepcopy=False)
+
+    def lineages(self) -> dict[int, Lineage]:
+        return lineages(self.trials())
+
+    def add_configuration(self, number: int, *, until: int, config: Mapping[str, Any] | None = None) -> None:
+        """Creates the first segment of a configuration, for whoever claims it."""
+        attrs: dict[str, Any] = {"configuration": number, "parent": None, "until": until, "start": None}
+        if config is not None:
+            attrs["config"] = dict(config)
+        self._create(attrs, None)
+
+    def add_successor(self, lineage: Lineage, *, until: int, reopened: bool = False) -> None:
+        """Creates the segment that continues a configuration, for whoever claims it.
+
+        Retry, promotion and reopening all come here. Two that continue the same segment do no harm: the
+        lowest trial number wins.
+        """
+        parent = lineage.head
+        kept = ("configuration", "config", "run_id", "progress", "reopened")
+        attrs = {name: parent.user_attrs[name] for name in kept if name in parent.user_attrs}
+        attrs |= {"parent": parent.number, "until": until, "start": lineage.progress["checkpoint"]}
+        if reopened:
+            attrs |= {"reopened": True, "fresh": True}  # `fresh` is not handed on: failures are counted from here
+        # Without its `config` it was interrupted while it was drawn, and is drawn anew as a whole.
+        self._create(attrs, parent if "config" in attrs else None)
+
+    def _create(self, attrs: dict[str, Any], like: FrozenTrial | None) -> None:
+        template = optuna.trial.create_trial(
+            state=TrialState.WAITING,
+            params=like.params if like else {},
+            distributions=like.distributions if like else {},
+            intermediate_values=like.intermediate_values if like else {},
+            system_attrs=like.system_attrs if like else {},
+            user_attrs=attrs,
+        )
+        self.storage.create_new_trial(self.id, template)
+
+    def claim(self, trial: FrozenTrial) -> bool:
+        """Makes a waiting trial this process's own. Returns False when another was faster.
+
+        The heartbeat and the claimant are written first, so that whoever is killed right after the claim is
+        found. Each claimant writes an attribute of its own: the slower would else overwrite the owner's name.
+        """
+        me = process.identity()
+        try:
+            self._heartbeats.record_heartbeat(trial._trial_id)
+            self.set(trial._trial_id, f"{CLAIMANT}{uuid.uuid4().hex[:12]}", me)
+            if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return False
+            self.set(trial._trial_id, "worker", me)
+        except (Fenced, optuna.exceptions.UpdateFinishedTrialError):
+            return False
+        return True
+
+    def beat(self, trial_id: int) -> None:
+        self._heartbeats.record_heartbeat(trial_id)
+
+    def set(self, trial_id: int, name: str, value: Any) -> None:
+        """Sets an attribute of a trial. Raises: Fenced."""
+        self._fenced(lambda: self.storage.set_trial_user_attr(trial_id, name, value))
+
+    def report(self, trial_id: int, epoch: int, value: float) -> None:
+        """Reports the monitored value after an epoch. Raises: Fenced."""
+        self._fenced(lambda: self.storage.set_trial_intermediate_value(trial_id, epoch, value))
+
+    def end(self, trial_id: int, state: TrialState, ended: str, value: float | None = None) -> None:
+        """Ends a trial for ever. Raises: Fenced."""
+        self.set(trial_id, "ended", ended)
+        values = None if value is None else [value]
+        self._fenced(lambda: self.storage.set_trial_state_values(trial_id, state, values))
+
+    def _fenced(self, write: Callable[[], T]) -> T:
+        try:
+            return write()
+        except optuna.exceptions.UpdateFinishedTrialError as error:
+            raise Fenced(str(error)) from error
+
+    def close_dead(self, ended: str = LOST) -> list[FrozenTrial]:
+        """Ends the trials of processes that are gone, and those that lost against a lower number.
+
+        `ended` is why the dead have ended: LOST counts against their configurations.
+
+        Returns the trials of the dead. Idempotent; it may be cut short anywhere.
+        """
+        trials = self.trials()
+        for trial in duplicates(trials):
+            self._try_end(trial, DUPLICATE)
+        stale = set(self._heartbeats._get_stale_trial_ids(self.id))
+        return [
+            trial
+            for trial in trials
+            if trial.state is TrialState.RUNNING and _gone(trial, stale) and self._try_end(trial, ended)
+        ]
+
+    def _try_end(self, trial: FrozenTrial, ended: str) -> bool:
+        try:
+            self.end(trial._trial_id, TrialState.FAIL, ended)
+        except Fenced:
+            return False
+        return True
+
+
+def _gone(trial: FrozenTrial, stale: set[int]) -> bool:
+    attrs = trial.user_attrs
+    # Killed between the claim and its next write, the owner is one of the claimants.
+    owners = [attrs["worker"]] if "worker" in attrs else [v for n, v in attrs.items() if n.startswith(CLAIMANT)]
+    if not owners:
+        return trial._trial_id in stale
+    # A process of this host is asked for itself; a slow batch is no reason to take its trial away.
+    return all(process.is_dead(o) or (process.is_elsewhere(o) and trial._trial_id in stale) for o in owners)

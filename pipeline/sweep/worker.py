@@ -1,0 +1,253 @@
+"""A worker: takes segments from a study, one after the other, until there is nothing left or it has to stop."""
+
+import contextlib
+import logging
+import traceback
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna.trial import TrialState
+
+from pipeline.errors import ThawError, UsageError
+from pipeline.experiment import (
+    ExperimentFile,
+    default_params,
+    flatten,
+    from_params,
+    load_experiment,
+    seed_for,
+    to_params,
+)
+from pipeline.run import DivergedError
+from pipeline.signals import StopRequest
+from pipeline.stages.train import train
+from pipeline.sweep.lineage import COMPLETE, DIVERGED, ERROR, LOST, PAUSED, PREEMPTED, PRUNED, Lineage
+from pipeline.sweep.samplers import StudyView, numbered_trial, view
+from pipeline.sweep.schedule import next_segment
+from pipeline.sweep.segment import TrialSegment, Unsaved
+from pipeline.sweep.spec import StudySpec
+from pipeline.sweep.study import Fenced, Study
+from pipeline.tracking import runs
+from pipeline.tracking.tables import Tables
+
+log = logging.getLogger("pipeline")
+IDLE_S = 0.3  # between two looks at a study whose work others hold
+
+# Why a segment ended -> the state its trial gets, and how its MLflow run stands then.
+ENDINGS = {
+    COMPLETE: (TrialState.COMPLETE, "complete"),
+    PAUSED: (TrialState.PRUNED, "paused"),
+    PRUNED: (TrialState.PRUNED, "pruned"),
+    PREEMPTED: (TrialState.FAIL, "interrupted"),
+    LOST: (TrialState.FAIL, "interrupted"),
+    ERROR: (TrialState.FAIL, "failed"),
+    DIVERGED: (TrialState.FAIL, "failed"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a study lives outside its database; stored in it, so that a worker needs only the study's name.
+
+    Attributes:
+        file: path of the experiment file.
+        experiment_id: MLflow experiment.
+        run_id: MLflow run of the study.
+        tables_run_id, tables: the run of the prepared tables and their digests; None without `prepare`.
+        threads: torch's threads in each worker; the same for as long as the study lives.
+    """
+
+    file: str
+    experiment_id: str
+    run_id: str
+    tables_run_id: str | None
+    tables: Mapping[str, str]
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, study: Study) -> "Site":
+        """Raises: ThawError, if the study was not finished being created."""
+        stored = study.attrs.get("site")
+        if stored is None:
+            raise ThawError(f"study {study.name!r} was not finished being created; run the command that began it")
+        return cls(**stored)
+
+    @property
+    def data(self) -> Tables | None:
+        return None if self.tables_run_id is None else Tables(self.tables_run_id, self.tables)
+
+
+def work(study: Study, stop: StopRequest, *, checkpoint_every_s: float, only: Collection[int] | None = None) -> bool:
+    """Works until nothing is left (True) or `stop` is asked for (False).
+
+    Raises:
+        UsageError: the experiment file is gone, or was edited since the study was opened.
+    """
+    site, spec = Site.of(study), study.spec
+    file = load_experiment(site.file)
+    if file.code_digest != spec.code:
+        raise UsageError(f"{site.file} was changed while study {study.name!r} runs; stop it and resume")
+    data = site.data
+    while stop.reason is None:
+        found = next_segment(study, only=only)
+        if found == "done":
+            return True
+        if found == "wait":
+            stop.wait(IDLE_S)
+            continue
+        try:
+            _Task(study, site, spec, file, data, found, stop, checkpoint_every_s).run()
+        except Fenced:
+            log.warning("#%02d was taken over by another worker; this one drops it", found.number)
+    return False
+
+
+class _Task:
+    """One claimed segment, from drawing its configuration to telling the study how it ended."""
+
+    def __init__(
+        self,
+        study: Study,
+        site: Site,
+        spec: StudySpec,
+        file: ExperimentFile,
+        data: Tables | None,
+        lineage: Lineage,
+        stop: StopRequest,
+        checkpoint_every_s: float,
+    ) -> None:
+        self._study, self._site, self._spec, self._file = study, site, spec, file
+        self._data, self._lineage, self._stop = data, lineage, stop
+        self._checkpoint_every_s = checkpoint_every_s
+        self._id = lineage.head._trial_id
+        self._view: StudyView = view(
+            study=study.name,
+            storage=study.storage,
+            sampler=spec.sampler,
+            pruner=spec.pruner,
+            seed=spec.seed,
+            configuration=lineage.number,
+        )
+
+    def run(self) -> None:
+        """Raises: Fenced."""
+        try:
+            config = self._config()
+        except Fenced:
+            raise
+        except Exception as error:  # noqa: BLE001  the user's code may raise anything
+            self._end(ERROR, error)
+            return
+        run_id = self._run(config)
+        trials = ",".join(str(segment.number) for segment in self._lineage.segments)
+        with runs.active(run_id, trials=trials) as outcome:
+            try:
+                ended, raised = self._train(config, run_id)
+                if raised is not None:
+                    runs.log_text(run_id, "".join(traceback.format_exception(raised)), "traceback.txt")
+                self._end(ended, raised)
+            except Fenced:
+                outcome.state = None
+                raise
+            outcome.state = ENDINGS[ended][1]
+
+    def _config(self) -> Any:
+        """The configuration: stored, or drawn now by the sampler."""
+        stored = self._lineage.config
+        if stored is not None:
+            return from_params(self._file.experiment.config, stored)
+        if self._file.experiment.suggest is None:
+            raise UsageError(f"{self._file.path.name}: declares no `suggest`, so there is nothing to sweep")
+        config = self._file.experiment.suggest(numbered_trial(self._view, self._id, self._lineage.number))
+        if not isinstance(config, self._file.experiment.config):
+            expected = self._file.experiment.config.__name__
+            raise UsageError(f"suggest returned {type(config).__name__}; expected a {expected}")
+        self._study.set(self._id, "config", to_params(config))
+        return config
+
+    def _run(self, config: Any) -> str:
+        """The configuration's MLflow run: the one it has, or one that is created now."""
+        if self._lineage.run_id is not None:
+            return self._lineage.run_id
+        params = flatten(to_params(config))
+        number = self._lineage.number
+        run_id = runs.ensure_run(
+            self._site.experiment_id,
+            name=run_name(number, self._swept(params)),
+            key={"kind": "configuration", "study_run": self._site.run_id, "configuration": str(number)},
+            params=params | {"run.seed": self._seed},
+            tags={"study": self._study.name, "experiment": self._file.name, "state": "running"},
+            parent=self._site.run_id,
+            source=self._site.file,
+        )
+        if self._data is not None:
+            self._data.log_inputs(run_id)
+        self._study.set(self._id, "run_id", run_id)
+        return run_id
+
+    def _swept(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters that tell this configuration from others."""
+        drawn = self._study.storage.get_trial(self._id).params
+        if drawn:
+            return dict(drawn)
+        defaults = flatten(default_params(self._file.experiment.config))
+        return {name: value for name, value in params.items() if name not in defaults or value != defaults[name]}
+
+    @property
+    def _seed(self) -> int:
+        return seed_for(self._spec.seed, self._lineage.number)
+
+    def _train(self, config: Any, run_id: str) -> tuple[str, Exception | None]:
+        segment = TrialSegment(self._study, self._lineage, run_id=run_id, view=self._view, stop=self._stop)
+        log.info("#%02d %s", self._lineage.number, self._announcement())
+        try:
+            with contextlib.closing(segment):
+                ended = train(
+                    self._file.experiment,
+                    config,
+                    segment=segment,
+                    seed=self._seed,
+                    max_epochs=self._spec.max_epochs,
+                    threads=self._site.threads,
+                    data=self._data if self._data is not None else {},
+                    origin={"code": self._spec.code, "data": self._spec.data},
+                    checkpoint_every_s=self._checkpoint_every_s,
+                )
+        except Fenced:
+            raise
+        except DivergedError as error:
+            return DIVERGED, error
+        except Unsaved as error:
+            return LOST, error
+        except Exception as error:  # noqa: BLE001  the user's code may raise anything
+            return ERROR, error
+        return ended, None
+
+    def _announcement(self) -> str:
+        goal = f"trains until epoch {self._lineage.until}"
+        start = self._lineage.head.user_attrs["start"]
+        return f"{goal}, from checkpoint {start}" if start is not None else goal
+
+    def _end(self, ended: str, error: Exception | None) -> None:
+        """Tells the study; from here on the trial cannot change."""
+        progress = self._study.storage.get_trial(self._id).user_attrs.get("progress", {})
+        best = progress.get("best")
+        value = f", best {self._spec.monitor} {best['value']:.6g}" if best else ""
+        if error is not None:
+            reason = f"{type(error).__name__}: {error}"
+            self._study.set(self._id, "error", reason)
+            log.error("#%02d %s: %s", self._lineage.number, ended, reason)
+        else:
+            log.info("#%02d %s at epoch %s%s", self._lineage.number, ended, progress.get("epochs", 0), value)
+        complete = ended == COMPLETE
+        self._study.end(self._id, ENDINGS[ended][0], ended, best["value"] if complete and best else None)
+
+
+def run_name(number: int, params: Mapping[str, Any]) -> str:
+    """A name a person can tell apart: `#07 lr=0.013 width=64`."""
+    shown = (f"{n}={v:.3g}" if isinstance(v, float) else f"{n}={v}" for n, v in params.items())
+    return " ".join((f"#{number:02d}", *shown))[:250]

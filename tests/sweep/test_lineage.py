@@ -1,0 +1,154 @@
+"""What the trials of a study say about its configurations."""
+
+import pytest
+
+from pipeline.sweep.lineage import duplicates, lineages
+from tests.sweep.trials import checkpoint_of, segment
+
+
+def numbers(trials):
+    return {n: [s.number for s in lineage.segments] for n, lineage in lineages(trials).items()}
+
+
+def test_segments_follow_each_other_by_their_parents():
+    trials = [
+        segment(0, 0, "paused", epochs=1),
+        segment(1, 1, "lost"),
+        segment(2, 1, "paused", parent=1, epochs=1),
+        segment(3, 0, None, parent=0, epochs=1, start=checkpoint_of(0, 1), until=3),
+    ]
+    assert numbers(trials) == {0: [0, 3], 1: [1, 2]}
+    assert lineages(trials)[0].ended is None
+    assert lineages(trials)[0].until == 3
+    assert lineages(trials)[1].ended == "paused"
+    assert duplicates(trials) == []
+
+
+def test_of_two_successors_the_lowest_number_wins_and_the_other_is_closed():
+    first = segment(0, 0, "paused", epochs=1)
+    lower = segment(1, 0, None, parent=0, until=3)
+    higher = segment(2, 0, "waiting", parent=0, until=3)
+    for trials in ([first, lower, higher], [higher, lower, first]):
+        assert numbers(trials) == {0: [0, 1]}
+        assert [trial.number for trial in duplicates(trials)] == [2]
+
+
+def test_a_successor_that_was_created_late_does_not_return_after_the_lineage_went_on():
+    trials = [
+        segment(0, 0, "lost"),
+        segment(1, 0, "paused", parent=0, epochs=1),
+        segment(2, 0, None, parent=1, until=3),
+        segment(3, 0, "waiting", parent=0),  # by a worker that had read the study before trial 1
+    ]
+    assert numbers(trials) == {0: [0, 1, 2]}
+    assert [trial.number for trial in duplicates(trials)] == [3]
+
+
+def test_of_two_that_create_the_same_configuration_the_lowest_number_wins():
+    trials = [segment(0, 0, None), segment(1, 0, None), segment(2, 1, "waiting")]
+    assert numbers(trials) == {0: [0], 1: [2]}
+    assert [trial.number for trial in duplicates(trials)] == [1]
+
+
+def test_a_successor_of_a_duplicate_belongs_to_no_lineage():
+    trials = [
+        segment(0, 0, "paused", epochs=1),
+        segment(1, 0, "paused", parent=0, epochs=3, until=3),
+        segment(2, 0, "lost", parent=0),
+        segment(3, 0, "waiting", parent=2),
+    ]
+    assert numbers(trials) == {0: [0, 1]}
+    assert [trial.number for trial in duplicates(trials)] == [3]
+
+
+def test_trials_that_others_put_into_the_study_are_left_alone():
+    foreign = segment(0, 0, None)
+    del foreign.user_attrs["configuration"]
+    assert lineages([foreign]) == {}
+
+
+def chain(*ends: str, epochs: tuple[int, ...] = ()):
+    """Segments of one configuration in a row, each with the epochs that it had committed at its end."""
+    trials, start = [], None
+    for number, ended in enumerate(ends):
+        own = epochs[number] if number < len(epochs) else 0
+        parent = number - 1 if number else None
+        trials.append(segment(number, 0, ended, parent=parent, start=start, epochs=own, until=9))
+        start = trials[-1].user_attrs["progress"]["checkpoint"]
+    return lineages(trials)[0]
+
+
+@pytest.mark.parametrize(
+    ("ended", "allowed"),
+    [("lost", 3), ("error", 1), ("diverged", 0)],
+)
+def test_a_configuration_is_tried_again_only_so_often_without_a_new_checkpoint(ended, allowed):
+    for times in range(1, allowed + 1):
+        assert chain(*[ended] * times).may_continue()
+        assert not chain(*[ended] * times).failed()
+    assert not chain(*[ended] * (allowed + 1)).may_continue()
+    assert chain(*[ended] * (allowed + 1)).failed()
+
+
+def test_a_preemption_is_never_held_against_a_configuration():
+    assert chain(*["preempted"] * 50).may_continue()
+
+
+def test_preemptions_in_between_neither_count_nor_absolve():
+    assert chain("lost", "preempted", "lost", "preempted", "lost").may_continue()
+    assert not chain("lost", "lost", "preempted", "lost", "lost").may_continue()
+    assert not chain("error", "preempted", "error").may_continue()
+
+
+def test_a_new_checkpoint_gives_all_attempts_back():
+    assert chain("lost", "lost", "lost", "lost", epochs=(0, 0, 0, 1)).may_continue()
+    assert chain("error", "error", epochs=(1, 2)).may_continue()
+    assert not chain("error", "error", "error", epochs=(1, 2)).may_continue()
+
+
+def test_a_pause_gives_all_attempts_back():
+    assert chain("lost", "lost", "paused", "lost", "lost", "lost", epochs=(0, 0, 1)).may_continue()
+
+
+def test_what_still_runs_has_not_failed_and_needs_no_successor():
+    running = lineages([segment(0, 0, None)])[0]
+    assert running.ended is None
+    assert not running.may_continue()
+    assert not running.failed()
+
+
+def test_a_trial_failed_by_something_else_counts_as_lost():
+    trial = segment(0, 0, "error")
+    del trial.user_attrs["ended"]
+    assert lineages([trial])[0].ended == "lost"
+    assert lineages([trial])[0].may_continue()
+
+
+@pytest.mark.parametrize(
+    ("state", "attribute", "expected"),
+    [("lost", "paused", "lost"), ("lost", "complete", "lost"), ("complete", "lost", "complete")],
+)
+def test_when_two_ended_a_trial_at_once_its_state_decides(state, attribute, expected):
+    """`ended` and the state are two writes; another's `ended` may come between them."""
+    trial = segment(0, 0, state)
+    trial.user_attrs["ended"] = attribute
+    lineage = lineages([trial])[0]
+    assert lineage.ended == expected
+    assert lineage.may_continue() == (expected == "lost")
+
+
+def test_when_two_ended_a_paused_trial_at_once_it_is_not_failed():
+    trial = segment(0, 0, "paused", epochs=1)
+    trial.user_attrs["ended"] = "lost"
+    assert lineages([trial])[0].ended == "paused"
+
+
+def test_a_rung_is_reached_by_the_search_not_by_hand():
+    trials = [
+        segment(0, 0, "paused", epochs=1, values={1: 0.9}),
+        segment(1, 0, "complete", parent=0, epochs=9, until=9, values={1: 0.9, 3: 0.1, 9: 0.1}, reopened=True),
+    ]
+    lineage = lineages(trials)[0]
+    assert lineage.rung_value(1) == 0.9
+    assert lineage.rung_value(3) is None
+    assert lineage.rung_value(9) is None

@@ -1,0 +1,175 @@
+"""What is to be done next in a study."""
+
+import pytest
+from optuna.trial import TrialState
+
+from pipeline.errors import UsageError
+from pipeline.sweep.reopening import reopen
+from pipeline.sweep.schedule import first_goal, is_over, is_search_over, next_segment
+from tests.sweep.trials import checkpoint_of, new_study, spec
+
+
+def finish(study, lineage, value, *, ended="paused"):
+    """Trains a claimed segment to its goal, as far as the study can tell."""
+    head, until = lineage.head, lineage.until
+    study.set(head._trial_id, "config", {"lr": value})
+    name = checkpoint_of(head.number, until)
+    best = {"epoch": until, "value": value, "checkpoint": name}
+    study.set(head._trial_id, "progress", {"checkpoint": name, "epochs": until, "best": best})
+    study.report(head._trial_id, until, value)
+    if until >= study.spec.max_epochs:
+        study.end(head._trial_id, TrialState.COMPLETE, "complete", value)
+    else:
+        study.end(head._trial_id, TrialState.PRUNED, ended)
+
+
+def run_through(study, values, log=None):
+    """One worker, from where the study stands to its end; returns (configuration, until) in order."""
+    log = [] if log is None else log
+    while (found := next_segment(study)) not in ("wait", "done"):
+        log.append((found.number, found.until))
+        finish(study, found, values[found.number])
+    assert found == "done"
+    return log
+
+
+VALUES = [0.9, 0.2, 0.5, 0.7, 0.1, 0.8, 0.3, 0.6, 0.4]
+
+
+def test_one_worker_promotes_whenever_a_rung_has_grown_and_trains_one_to_the_full(tmp_path):
+    study = new_study(tmp_path)
+    order = run_through(study, VALUES)
+    assert order == [
+        *[(0, 1), (1, 1), (2, 1), (1, 3)],
+        *[(3, 1), (4, 1), (4, 3)],
+        *[(5, 1), (6, 1), (7, 1), (8, 1), (6, 3), (4, 9)],
+    ]
+    assert is_over(study)
+
+
+def test_without_a_full_third_anywhere_the_best_still_trains_to_the_end(tmp_path):
+    study = new_study(tmp_path, configurations=2)
+    assert run_through(study, VALUES) == [(0, 1), (1, 1), (1, 3), (1, 9)]
+
+
+def test_without_halving_every_configuration_trains_to_the_full_at_once(tmp_path):
+    study = new_study(tmp_path, configurations=2, pruner="none")
+    assert run_through(study, VALUES) == [(0, 9), (1, 9)]
+    assert first_goal(spec(pruner="median")) == 9
+    assert first_goal(spec(pruner="halving", min_epochs=2)) == 2
+
+
+def test_a_budget_of_one_rung_needs_no_promotion(tmp_path):
+    study = new_study(tmp_path, configurations=2, max_epochs=1)
+    assert run_through(study, VALUES) == [(0, 1), (1, 1)]
+
+
+def test_what_was_interrupted_comes_first_and_changes_nothing_else(tmp_path):
+    study = new_study(tmp_path)
+    order = []
+    for _ in range(5):
+        found = next_segment(study)
+        order.append((found.number, found.until))
+        finish(study, found, VALUES[found.number])
+    lost = next_segment(study)
+    study.end(lost.head._trial_id, TrialState.FAIL, "lost")
+    again = next_segment(study)
+    assert (again.number, again.until) == (lost.number, lost.until)
+    assert again.head.user_attrs["parent"] == lost.head.number
+    order.append((again.number, again.until))
+    finish(study, again, VALUES[again.number])
+    (tmp_path / "whole").mkdir()
+    assert run_through(study, VALUES, order) == run_through(new_study(tmp_path / "whole"), VALUES)
+
+
+def test_a_claimed_segment_makes_others_wait_and_its_end_makes_them_done(tmp_path):
+    study = new_study(tmp_path, configurations=1)
+    found = next_segment(study)
+    assert next_segment(study) == "wait"
+    assert not is_over(study)
+    finish(study, found, 0.5)
+    found = next_segment(study)
+    finish(study, found, 0.5)
+    finish(study, next_segment(study), 0.5)
+    assert next_segment(study) == "done"
+    assert is_over(study)
+
+
+def test_a_configuration_that_fails_for_good_is_given_up_and_the_study_goes_on(tmp_path):
+    study = new_study(tmp_path, configurations=2)
+    for _ in range(2):
+        found = next_segment(study)
+        assert found.number == 0
+        study.end(found.head._trial_id, TrialState.FAIL, "error")
+    assert run_through(study, VALUES) == [(1, 1), (1, 3), (1, 9)]
+    assert study.lineages()[0].failed()
+
+
+def test_a_study_in_which_all_fail_ends(tmp_path):
+    study = new_study(tmp_path, configurations=2)
+    for _ in range(2):
+        found = next_segment(study)
+        study.end(found.head._trial_id, TrialState.FAIL, "diverged")
+    assert next_segment(study) == "done"
+    assert is_over(study)
+
+
+def test_reopening_takes_a_pruned_configuration_to_the_full_and_no_other(tmp_path):
+    study = new_study(tmp_path)
+    run_through(study, VALUES)
+    before = {n: [s.number for s in one.segments] for n, one in study.lineages().items()}
+    assert reopen(study, 0)
+    assert reopen(study, 0)  # repeated, it does nothing more
+    assert not is_over(study)
+    assert is_search_over(study)  # nothing changes for the others
+    found = next_segment(study, only=(0,))
+    assert (found.number, found.until) == (0, 9)
+    assert found.head.user_attrs["reopened"]
+    finish(study, found, 0.01)
+    assert next_segment(study, only=(0,)) == "done"
+    assert is_over(study)
+    after = {n: [s.number for s in one.segments] for n, one in study.lineages().items()}
+    assert {n: s for n, s in after.items() if n != 0} == {n: s for n, s in before.items() if n != 0}
+    assert not reopen(study, 0)
+
+
+def test_an_interrupted_reopening_is_continued_as_one(tmp_path):
+    study = new_study(tmp_path)
+    run_through(study, VALUES)
+    assert reopen(study, 0)
+    found = next_segment(study, only=(0,))
+    study.end(found.head._trial_id, TrialState.FAIL, "preempted")
+    assert reopen(study, 0)
+    again = next_segment(study, only=(0,))
+    assert again.head.user_attrs["parent"] == found.head.number
+    assert again.head.user_attrs["reopened"]
+    assert again.until == 9
+
+
+def test_only_the_reopened_configuration_is_worked_on_while_others_are_left_to_do(tmp_path):
+    study = new_study(tmp_path)
+    for _ in range(2):
+        finish(study, next_segment(study), 0.5)
+    assert reopen(study, 0)
+    finish(study, next_segment(study, only=(0,)), 0.01)
+    assert next_segment(study, only=(0,)) == "done"
+    assert sorted(study.lineages()) == [0, 1]
+
+
+def test_a_configuration_that_failed_is_reopened_from_its_last_checkpoint(tmp_path):
+    study = new_study(tmp_path, configurations=1)
+    finish(study, next_segment(study), 0.5)
+    found = next_segment(study)
+    study.end(found.head._trial_id, TrialState.FAIL, "diverged")
+    assert reopen(study, 0)
+    again = next_segment(study, only=(0,))
+    assert again.head.user_attrs["start"] == checkpoint_of(0, 1)
+
+
+def test_reopening_what_is_not_there_or_is_being_trained_is_refused(tmp_path):
+    study = new_study(tmp_path)
+    next_segment(study)
+    with pytest.raises(UsageError, match="--configuration 5: study 's' has no such configuration"):
+        reopen(study, 5)
+    with pytest.raises(UsageError, match="--configuration 0: it is being trained"):
+        reopen(study, 0)
