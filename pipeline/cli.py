@@ -1,0 +1,236 @@
+"""The commands: each parses, calls and prints."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline import summary
+from pipeline.commands import (
+    CommonOptions,
+    EvaluateOptions,
+    InspectOptions,
+    ProveOptions,
+    ResumeOptions,
+    SweepOptions,
+    TrainOptions,
+    VerifyOptions,
+)
+from pipeline.engines import local
+from pipeline.errors import ThawError, UsageError
+from pipeline.experiment import ExperimentFile, load_experiment
+from pipeline.options import parse
+from pipeline.session import Plan, Session
+from pipeline.signals import StopRequest
+from pipeline.tracking import server
+
+DEFAULT_FILE = "experiments/tabular.py"
+DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 75
+
+
+def run_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Runs one command and returns its exit code. Raises Interrupted when stopped before there was work to save."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return DONE if arguments else USAGE
+    local.configure_logging(logging.INFO)
+    try:
+        if arguments[0] not in COMMANDS:
+            raise UsageError(f"{arguments[0]}: no such command; there are {', '.join(COMMANDS)}")
+        return COMMANDS[arguments[0]](arguments[1:], stop)
+    except Exception as error:
+        message = str(error) if isinstance(error, ThawError) else server.refusal(error)
+        if message is None:
+            raise  # a bug
+        if _wants_traceback(arguments):
+            traceback.print_exception(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return USAGE if isinstance(error, UsageError) else FAILED
+
+
+def main_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """The whole job: prepare, sweep, evaluate the best, register it."""
+    return _sweep("main", arguments, stop, default_file=DEFAULT_FILE, evaluate=True)
+
+
+def sweep_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Sweeps FILE: draws configurations, pauses and promotes them. Again: resumes."""
+    return _sweep("sweep", arguments, stop, default_file=None, evaluate=False)
+
+
+def _sweep(
+    command: str, arguments: Sequence[str], stop: StopRequest, *, default_file: str | None, evaluate: bool
+) -> int:
+    context = local.start_forkserver()
+    file, rest = _file(command, arguments, default_file, SweepOptions)
+    options, data = _parsed(command, rest, SweepOptions, file)
+    session = Session(options.storage, stop, context)
+    study = session.open_sweep(
+        file,
+        data,
+        name=options.study,
+        plan=Plan(
+            configurations=options.configurations,
+            max_epochs=options.max_epochs,
+            min_epochs=options.min_epochs,
+            eta=options.eta,
+            pruner=options.pruner,
+            sampler=options.sampler,
+            seed=options.seed,
+        ),
+        workers=options.workers,
+        accept_change=options.accept_change,
+    )
+    return summary.report(session.work(study, file, options.how(), evaluate=evaluate))
+
+
+def train_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Trains one configuration of FILE. Again: resumes."""
+    context = local.start_forkserver()
+    file, rest = _file("train", arguments, None, TrainOptions)
+    groups: dict[str, type[Any]] = {"": TrainOptions, "config": file.experiment.config, **_data_group(file)}
+    found = parse(_prog("train", file), train_command.__doc__ or "", groups, rest)
+    options: TrainOptions = found[""]
+    session = Session(options.storage, stop, context)
+    study = session.open_training(
+        file,
+        found.get("data"),
+        found["config"],
+        name=options.study,
+        max_epochs=options.max_epochs,
+        seed=options.seed,
+        accept_change=options.accept_change,
+    )
+    return summary.report(session.work(study, file, options.how()))
+
+
+def prepare_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Prepares the data of FILE. Unchanged, it is found again."""
+    file, rest = _file("prepare", arguments, None, CommonOptions)
+    options, data = _parsed("prepare", rest, CommonOptions, file)
+    return summary.tables(Session(options.storage, stop, None).prepare(file, data))
+
+
+def resume_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Continues a study, or gives one of its configurations the whole budget."""
+    options: ResumeOptions = parse(_prog("resume"), resume_command.__doc__ or "", {"": ResumeOptions}, arguments)[""]
+    session = Session(options.storage, stop, local.start_forkserver())
+    study, file = session.reopen_study(options.study, accept_change=options.accept_change)
+    return summary.report(session.work(study, file, options.how(), configuration=options.configuration))
+
+
+def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Evaluates a study's best configuration on held-out data and registers its model."""
+    groups = {"": EvaluateOptions}
+    options: EvaluateOptions = parse(_prog("evaluate"), evaluate_command.__doc__ or "", groups, arguments)[""]
+    session = Session(options.storage, stop, None)
+    study, file = session.reopen_study(options.study, accept_change=options.accept_change)
+    return summary.evaluation(study, session.evaluate(study, file, options.configuration))
+
+
+def verify_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Checks the checkpoints of a study or a run against their manifests; changes nothing."""
+    groups = {"": VerifyOptions}
+    options: VerifyOptions = parse(_prog("verify"), verify_command.__doc__ or "", groups, arguments)[""]
+    session = Session(options.storage, stop, None)
+    return summary.verdicts(session.verify(options.study, options.run))
+
+
+def inspect_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Prints what is in a checkpoint of RUN, as a tree with shapes and types."""
+    if not arguments or arguments[0].startswith("-"):
+        _maybe_help("inspect", arguments, InspectOptions)
+        raise UsageError("inspect: which run? give its MLflow run id, or the folder of a Run.local")
+    groups = {"": InspectOptions}
+    options: InspectOptions = parse(_prog("inspect RUN"), inspect_command.__doc__ or "", groups, arguments[1:])[""]
+    return summary.tree(Session(options.storage, stop, None).checkpoint(arguments[0], options.which))
+
+
+def prove_command(arguments: Sequence[str], _: StopRequest) -> int:
+    """Kills and resumes FILE's training, and compares it with an undisturbed one, bit for bit."""
+    from pipeline.proving.prove import prove
+
+    context = local.start_forkserver()
+    file, rest = _file("prove", arguments, None, ProveOptions)
+    groups: dict[str, type[Any]] = {"": ProveOptions, "config": file.experiment.config, **_data_group(file)}
+    found = parse(_prog("prove", file), prove_command.__doc__ or "", groups, rest)
+    options: ProveOptions = found[""]
+    return summary.proof(
+        prove(
+            file,
+            found["config"],
+            found.get("data"),
+            context,
+            kills=options.kills,
+            max_epochs=options.max_epochs,
+            seed=options.seed,
+            show_traceback=options.traceback,
+        )
+    )
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], StopRequest], int]] = {
+    "main": main_command,
+    "prepare": prepare_command,
+    "train": train_command,
+    "sweep": sweep_command,
+    "resume": resume_command,
+    "evaluate": evaluate_command,
+    "verify": verify_command,
+    "inspect": inspect_command,
+    "prove": prove_command,
+}
+
+
+def _file(
+    command: str, arguments: Sequence[str], default: str | None, options: type[Any]
+) -> tuple[ExperimentFile, Sequence[str]]:
+    """The experiment that the first argument names, and the arguments after it."""
+    if arguments and not arguments[0].startswith("-"):
+        return load_experiment(arguments[0]), arguments[1:]
+    if default is not None:
+        return load_experiment(default), arguments
+    _maybe_help(command, arguments, options)
+    raise UsageError(f"{command}: which experiment? give its file first, for instance experiments/digits.py")
+
+
+def _maybe_help(command: str, arguments: Sequence[str], options: type[Any]) -> None:
+    """Prints a command's help and exits, if that is what it was asked for without its first argument."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        parse(_prog(command), COMMANDS[command].__doc__ or "", {"": options}, arguments)
+
+
+def _parsed(command: str, arguments: Sequence[str], options: type[Any], file: ExperimentFile) -> tuple[Any, Any]:
+    """The options of a command and those of the experiment's `prepare`, None without."""
+    groups = {"": options, **_data_group(file)}
+    found = parse(_prog(command, file), COMMANDS[command].__doc__ or "", groups, arguments)
+    return found[""], found.get("data")
+
+
+def _data_group(file: ExperimentFile) -> dict[str, type[Any]]:
+    return {} if file.experiment.data is None else {"data": file.experiment.data}
+
+
+def _prog(command: str, file: ExperimentFile | None = None) -> str:
+    return f"python -m pipeline {command} {'' if file is None else file.path.name}".strip()
+
+
+def _wants_traceback(arguments: Sequence[str]) -> bool:
+    flags = list(zip(arguments, [*arguments[1:], ""], strict=True))
+    return "--traceback=true" in arguments or ("--traceback", "true") in flags
+
+
+def _help() -> str:
+    lines = [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m pipeline COMMAND [FILE] [--flags]",
+            "",
+            "Hyperparameter sweeps that survive: kill anything, run the same command again.",
+            "",
+            *lines,
+            "",
+            "python -m pipeline COMMAND [FILE] --help lists a command's flags, and those of the experiment FILE.",
+        ]
+    )

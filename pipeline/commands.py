@@ -1,0 +1,172 @@
+"""What each command can be told: its flags, with their types, defaults and help texts."""
+
+from dataclasses import dataclass
+
+from pipeline.errors import UsageError
+from pipeline.options import seconds
+from pipeline.session import How
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Options of every command.
+
+    Attributes:
+        storage: URL of the study database; PIPELINE_STORAGE, else optuna.db beside mlflow.db
+        traceback: show where in the code an error arose
+    """
+
+    storage: str | None = None
+    traceback: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions(CommonOptions):
+    """Options of the commands that train.
+
+    Attributes:
+        workers: processes that train at the same time
+        timeout: stop resumably after this time, for instance 90s, 30m or 2h
+        checkpoint_every_s: seconds of training between checkpoints inside an epoch
+        accept_change: continue a study although code or data have changed; recorded
+    """
+
+    workers: int = 2
+    timeout: str | None = None
+    checkpoint_every_s: float = 60.0
+    accept_change: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"--workers {self.workers}: expected at least 1")
+        if self.checkpoint_every_s <= 0:
+            raise UsageError(f"--checkpoint-every-s {self.checkpoint_every_s}: expected more than 0")
+        self.how()
+
+    def how(self) -> How:
+        """How the work is to be done, as the session takes it."""
+        return How(
+            workers=self.workers,
+            timeout_s=None if self.timeout is None else seconds(self.timeout),
+            checkpoint_every_s=self.checkpoint_every_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(WorkOptions):
+    """Options of a sweep.
+
+    Attributes:
+        study: the study's name; by default from the file and its data options
+        configurations: how many configurations to draw
+        max_epochs: epochs a configuration gets at most; by default the experiment's
+        min_epochs: the first epoch at which configurations are compared
+        eta: one in so many configurations goes on to the next comparison
+        pruner: halving, none, median or successive-halving
+        sampler: tpe, random or gp
+        seed: seed of the search and of every training
+    """
+
+    study: str | None = None
+    configurations: int = 24
+    max_epochs: int | None = None
+    min_epochs: int = 1
+    eta: int = 3
+    pruner: str = "halving"
+    sampler: str = "tpe"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(WorkOptions):
+    """Options of a training.
+
+    Attributes:
+        study: the study's name; by default from file, configuration, data and seed
+        max_epochs: epochs to train; by default the experiment's
+        seed: seed of the training
+    """
+
+    study: str | None = None
+    max_epochs: int | None = None
+    seed: int = 0
+    workers: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions(WorkOptions):
+    """Options of resuming.
+
+    Attributes:
+        study: the study to continue
+        configuration: give this configuration the whole budget, from its last checkpoint
+    """
+
+    study: str
+    configuration: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(CommonOptions):
+    """Options of an evaluation.
+
+    Attributes:
+        study: the study whose best configuration is evaluated
+        configuration: this configuration instead
+        accept_change: evaluate although code or data have changed since; recorded
+    """
+
+    study: str
+    configuration: int | None = None
+    accept_change: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(CommonOptions):
+    """Options of a verification: one of the two.
+
+    Attributes:
+        study: the study whose checkpoints are verified
+        run: the MLflow run whose checkpoints are verified
+    """
+
+    study: str | None = None
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.study is None) == (self.run is None):
+            raise UsageError("verify: give either --study NAME or --run ID")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProveOptions:
+    """Options of a proof.
+
+    Attributes:
+        kills: how often training is killed
+        max_epochs: epochs to train, of each stage; by default at most 3
+        seed: seed of the training and of the places where it is killed
+        traceback: show where in the code an error arose
+    """
+
+    kills: int = 5
+    max_epochs: int | None = None
+    seed: int = 0
+    traceback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kills < 1:
+            raise UsageError(f"--kills {self.kills}: expected at least 1")
+        if self.max_epochs is not None and self.max_epochs < 1:
+            raise UsageError(f"--max-epochs {self.max_epochs}: expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(CommonOptions):
+    """Options of an inspection.
+
+    Attributes:
+        which: latest, best, or a checkpoint's name
+    """
+
+    which: str = "latest"

@@ -1,0 +1,297 @@
+"""One command's work on a study: connect, prepare, open, train, evaluate. What it returns, `summary` prints."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.databases import sqlite_url
+from pipeline.engines import local
+from pipeline.errors import ThawError, UsageError
+from pipeline.experiment import ExperimentFile, default_params, from_params, load_experiment, to_params
+from pipeline.signals import StopRequest
+from pipeline.stages.prepare import data_digest, prepare
+from pipeline.sweep.finish import Evaluation, evaluate_best, ranking, synchronise
+from pipeline.sweep.lineage import PREEMPTED
+from pipeline.sweep.opening import check_study_name, open_study, reopen_study
+from pipeline.sweep.reopening import reopen
+from pipeline.sweep.samplers import check_names
+from pipeline.sweep.schedule import is_over, is_search_over
+from pipeline.sweep.spec import StudySpec
+from pipeline.sweep.storage import locked, prepare_storage
+from pipeline.sweep.study import Study
+from pipeline.sweep.verifying import Verdict, verify_run, verify_study
+from pipeline.sweep.worker import Site
+from pipeline.tracking import runs, server
+from pipeline.tracking.tables import Tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The search of a sweep: the part of its spec that the user sets. See `StudySpec`."""
+
+    configurations: int
+    max_epochs: int | None
+    min_epochs: int
+    eta: int
+    pruner: str
+    sampler: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How the work is done; no part of what its result is."""
+
+    workers: int
+    timeout_s: float | None
+    checkpoint_every_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a command has come to.
+
+    Attributes:
+        finished: nothing is left to do; else it was stopped and can be resumed.
+        trained: whether anything was trained by this command.
+        configuration: the only one that was to be trained, None when it was the whole study.
+        evaluation: of the best configuration, if it was asked for.
+    """
+
+    study: Study
+    finished: bool
+    trained: bool
+    configuration: int | None
+    evaluation: Evaluation | None
+
+
+class Session:
+    """Tracking and study database, made ready for one command."""
+
+    def __init__(self, storage: str | None, stop: StopRequest, context: ForkServerContext | None) -> None:
+        self._stop = stop
+        self._context = context
+        self._experiment_id = server.connect()
+        self._url = storage or os.environ.get("PIPELINE_STORAGE") or _default_storage()
+
+    def prepare(self, file: ExperimentFile, data: Any) -> Tables | None:
+        """The experiment's tables, prepared now or before."""
+        return prepare(file, data, self._experiment_id)
+
+    def open_sweep(
+        self,
+        file: ExperimentFile,
+        data: Any,
+        *,
+        name: str | None,
+        plan: Plan,
+        workers: int,
+        accept_change: bool,
+    ) -> Study:
+        """Creates a sweep's study or continues it.
+
+        Raises:
+            UsageError: the plan cannot be carried out, or the name is taken by another spec.
+        """
+        check_names(sampler=plan.sampler, pruner=plan.pruner)
+        if file.experiment.suggest is None:
+            raise UsageError(f"{file.path.name}: declares no `suggest`, so there is nothing to sweep; use `train`")
+        changed = _changed(data)
+        name = name or (f"{file.name}-{_short_digest(changed)}" if changed else file.name)
+        max_epochs = file.experiment.max_epochs if plan.max_epochs is None else plan.max_epochs
+        return self._open(name, file, data, replace(plan, max_epochs=max_epochs), None, workers, accept_change)
+
+    def open_training(
+        self,
+        file: ExperimentFile,
+        data: Any,
+        config: Any,
+        *,
+        name: str | None,
+        max_epochs: int | None,
+        seed: int,
+        accept_change: bool,
+    ) -> Study:
+        """Creates the study of one configuration or continues it."""
+        params = to_params(config)
+        name = name or f"{file.name}-train-{_short_digest([params, _changed(data), seed])}"
+        plan = Plan(
+            configurations=1,
+            max_epochs=file.experiment.max_epochs if max_epochs is None else max_epochs,
+            min_epochs=1,
+            eta=2,
+            pruner="none",
+            sampler="random",
+            seed=seed,
+        )
+        return self._open(name, file, data, plan, params, 1, accept_change)
+
+    def reopen_study(self, name: str, *, accept_change: bool) -> tuple[Study, ExperimentFile]:
+        """Continues a study from its name alone."""
+        study = Study.load(name, self._url)
+        site, spec = Site.of(study), study.spec
+        if not Path(site.file).is_file():
+            raise ThawError(f"study {name!r} needs its experiment file {site.file}, which is gone; put it back")
+        file = load_experiment(site.file)
+        options = None if file.experiment.data is None else from_params(file.experiment.data, spec.data_options)
+        tables = prepare(file, options, site.experiment_id)
+        reopen_study(study, file, tables, data_digest(tables), accept=accept_change)
+        return study, file
+
+    def work(
+        self,
+        study: Study,
+        file: ExperimentFile,
+        how: How,
+        *,
+        configuration: int | None = None,
+        evaluate: bool = False,
+    ) -> Result:
+        """Trains what is left to train, then evaluates the best if wanted.
+
+        With `configuration` only that one is trained, to the full budget.
+        """
+        evaluation = None
+        with self._shown(study):
+            todo = not is_over(study) if configuration is None else reopen(study, configuration)
+            finished = not todo or self._train(study, how, configuration)
+            if finished and evaluate and file.experiment.evaluate is not None:
+                evaluation = self.evaluate(study, file, None)
+        return Result(study=study, finished=finished, trained=todo, configuration=configuration, evaluation=evaluation)
+
+    def evaluate(self, study: Study, file: ExperimentFile, configuration: int | None) -> Evaluation:
+        """Evaluates a configuration, the best by default, and registers its model."""
+        return evaluate_best(study, file, configuration)
+
+    def verify(self, study: str | None, run_id: str | None) -> list[Verdict]:
+        """The checkpoints of a study, or of one run."""
+        if study is None:
+            assert run_id is not None
+            runs.check_exists(run_id)
+            return verify_run(run_id)
+        return [verdict for found in verify_study(Study.load(study, self._url)) for verdict in found]
+
+    def checkpoint(self, run: str, which: str) -> Checkpoint:
+        """A checkpoint of a run's, or of a folder of `Run.local`."""
+        if not Path(run).is_dir():
+            runs.check_exists(run)
+        return Checkpoint.open(run, which)
+
+    def _train(self, study: Study, how: How, configuration: int | None) -> bool:
+        assert self._context is not None
+        job = local.Job(
+            study=study.name,
+            storage=self._url,
+            workers=how.workers if configuration is None else 1,
+            timeout_s=how.timeout_s,
+            checkpoint_every_s=how.checkpoint_every_s,
+            only=None if configuration is None else (configuration,),
+        )
+        with self._stop.deferred():
+            return local.run(job, self._context, self._stop)
+
+    @contextmanager
+    def _shown(self, study: Study) -> Iterator[None]:
+        """Keeps the states of the study's MLflow runs true while the command works and after it."""
+        run_id = Site.of(study).run_id
+        # Nobody was there to see them die: a command that is killed whole is stopped, and no configuration's fault.
+        study.close_dead(PREEMPTED)
+        failed = False
+        try:
+            runs.set_state(run_id, "running")
+            yield
+        except UsageError:
+            raise
+        except Exception:
+            failed = True
+            raise
+        finally:
+            with self._stop.deferred():
+                study.close_dead(PREEMPTED)
+                over = is_over(study)
+                synchronise(study, over=is_search_over(study))
+                runs.set_state(run_id, "failed" if failed else _state(study, over=over))
+
+    def _open(
+        self,
+        name: str,
+        file: ExperimentFile,
+        data: Any,
+        plan: Plan,
+        config: dict[str, Any] | None,
+        workers: int,
+        accept_change: bool,
+    ) -> Study:
+        check_study_name(name)
+        prepare_storage(self._url)
+        # Two commands that begin one study at once would prepare its data twice and give it two MLflow runs.
+        with locked(self._url):
+            tables = self.prepare(file, data)
+            return open_study(
+                name,
+                self._url,
+                _spec(file, data, tables, plan, config),
+                file,
+                tables,
+                experiment_id=self._experiment_id,
+                workers=workers,
+                accept_change=accept_change,
+            )
+
+
+def _spec(
+    file: ExperimentFile, data: Any, tables: Tables | None, plan: Plan, config: dict[str, Any] | None
+) -> StudySpec:
+    experiment = file.experiment
+    assert plan.max_epochs is not None
+    if len(experiment.stages) > 1 and plan.max_epochs != experiment.max_epochs:
+        raise UsageError(f"--max-epochs {plan.max_epochs}: {file.path.name} has stages, and each Stage says its own")
+    return StudySpec(
+        experiment=file.path.name,
+        code=file.code_digest,
+        data=data_digest(tables),
+        data_options={} if data is None else to_params(data),
+        config=config,
+        monitor=experiment.monitor,
+        direction=experiment.direction,
+        configurations=plan.configurations,
+        max_epochs=plan.max_epochs,
+        min_epochs=min(plan.min_epochs, plan.max_epochs),
+        eta=plan.eta,
+        pruner=plan.pruner,
+        sampler=plan.sampler,
+        seed=plan.seed,
+    )
+
+
+def _state(study: Study, *, over: bool) -> str:
+    """How a study stands when no command works on it."""
+    if not over:
+        return "interrupted"
+    return "complete" if ranking(study) else "failed"
+
+
+def _default_storage() -> str:
+    """optuna.db beside mlflow.db; in the working directory if tracking is elsewhere."""
+    folder = server.folder() or Path()
+    return sqlite_url(folder / "optuna.db")
+
+
+def _changed(data: Any) -> dict[str, Any]:
+    """The data options that differ from their defaults."""
+    if data is None:
+        return {}
+    defaults = default_params(type(data))
+    return {name: value for name, value in to_params(data).items() if name not in defaults or value != defaults[name]}
+
+
+def _short_digest(value: Any) -> str:
+    return blake3(json.dumps(value, sort_keys=True).encode()).hexdigest(4)
