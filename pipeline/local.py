@@ -1,6 +1,5 @@
 """Checkpoints in nothing but a folder, for `Run.local`."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,10 @@ from pipeline.checkpoint import (
     FolderStore,
     Manifest,
     Report,
-    checkpoint_name,
     load_newest,
     parse_name,
-    save,
 )
-from pipeline.segment import Snapshot
+from pipeline.segment import Snapshot, put
 
 
 class LocalSegment:
@@ -24,15 +21,23 @@ class LocalSegment:
         self._store = FolderStore(folder)
         trials = [parsed[1] for name in self._store.names() if (parsed := parse_name(name)) is not None]
         self.trial = max(trials, default=-1) + 1
+        self._parent: Manifest | None = None
 
     def resume(self) -> tuple[Manifest, dict[str, Any]] | None:
-        return load_newest(self._store, self._store.names())
+        found = load_newest(self._store, self._store.names())
+        self._parent = None if found is None else found[0]
+        return found
 
-    def commit(self, snapshot: Snapshot, report: Report | None) -> None:
-        name = checkpoint_name(snapshot.manifest.position, self.trial)
-        with tempfile.TemporaryDirectory() as scratch:
-            save(Path(scratch), snapshot.state, snapshot.manifest)
-            self._store.put(name, Path(scratch))
+    def make_room(self, manifest: Manifest) -> None:
+        pass
+
+    def commit(self, snapshot: Snapshot) -> None:
+        snapshot.taken.settle()
+        snapshot.taken.wait()
+        try:
+            self._parent = put(self._store, snapshot, self._parent)
+        finally:
+            snapshot.taken.release()
 
     def checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint.of(self._store, name)

@@ -25,7 +25,7 @@ from pipeline.checkpoint import (
     Manifest,
     Position,
     Report,
-    capture,
+    Snapshots,
     capture_generators,
     capture_random,
     check_encodable,
@@ -38,6 +38,7 @@ from pipeline.checkpoint import (
     seed_all,
 )
 from pipeline.checkpoint.environment import default_device, environment
+from pipeline.checkpoint.pace import Every, Pace
 from pipeline.errors import MismatchError, ThawError, UsageError
 from pipeline.experiment import Experiment, seed_for
 from pipeline.local import LocalSegment
@@ -75,7 +76,7 @@ class Run:
         data: Mapping[str, Any],
         origin: Mapping[str, Any],
         resumed: tuple[Manifest, dict[str, Any]] | None,
-        checkpoint_every_s: float = 60.0,
+        checkpoint_every_s: Every = 60.0,
     ) -> None:
         self.seed = seed
         self.stage = stage
@@ -88,21 +89,23 @@ class Run:
         self._segment = segment
         self._experiment = experiment
         self._origin = origin
-        self._checkpoint_every_s = checkpoint_every_s
+        self._pace = Pace(checkpoint_every_s)
         self._objects: dict[str, Any] = {}
+        self._snapshots: Snapshots | None = None
+        self._last: Snapshot | None = None
         self._feeds: Feeds | None = None
         self._feed: Feed | None = None
         self._means: dict[str, list[float]] = {}
         self._report: Report | None = None
         self._history: tuple[Report, ...] = ()
         self._best: Best | None = None
+        self._best_before: Best | None = None
         self._epoch_start: dict[str, Any] = {}
         self._loader_state: dict[str, Any] | None = None  # as the last epoch that asked for batches left it
         self._loader_saved: dict[str, Any] | None = None  # the same of a checkpoint, until it is asked for
         self._parent: int | None = None
         self._resumed: dict[str, Any] | None = None
         self._inside = False  # resumed in the middle of an epoch whose batches were not yet asked for
-        self._last_checkpoint_s = time.monotonic()
         self._previous: str | None = None
         self.done = False
         self.stopped: Stopped | None = None
@@ -185,6 +188,7 @@ class Run:
                 restore_random(start["rng"])
             else:
                 self._resumed = None
+        self._watch()
         while self.epoch < self.max_epochs:
             self._epoch_start = {"rng": capture_random(), "generators": capture_generators(self._objects)}
             yield self.epoch
@@ -226,12 +230,14 @@ class Run:
             self.batch += 1
             self.step += 1
             stop = self._segment.asked_to_stop()
-            due = time.monotonic() - self._last_checkpoint_s >= self._checkpoint_every_s
             # Taken before the next batch is loaded, which may draw; kept only if there is one.
-            snapshot = self._snapshot() if stop or due else None
+            snapshot = self._snapshot() if stop or self._pace.due() else None
             batch = next(self._feed.iterator, end)
-            if snapshot is not None and batch is not end:
-                self._commit(snapshot, None)
+            if snapshot is not None and batch is end:
+                snapshot.taken.settle()
+                snapshot.taken.release()
+            elif snapshot is not None:
+                self._commit(snapshot)
                 if stop:
                     self._leave(stop)
 
@@ -292,8 +298,14 @@ class Run:
         snapshot = self._snapshot()
         if self._resumed is not None:  # the stage had returned before a kill, and has nothing tracked here
             snapshot = replace(snapshot, state={**self._resumed, "loop": snapshot.state["loop"]})
-        self._commit(snapshot, None)
+        self._commit(snapshot)
         return snapshot.manifest, snapshot.state
+
+    def close(self) -> None:
+        """Called when `train` was left in whatever way: nothing of the run goes on beside it any more."""
+        if self._snapshots is not None:
+            self._snapshots.close()
+            self._snapshots = None
 
     @property
     def tracked(self) -> Mapping[str, Any]:
@@ -354,11 +366,13 @@ class Run:
         value = report.metrics[self._experiment.monitor]
         if not math.isfinite(value):
             raise DivergedError(f"{self._experiment.monitor} is {value} after epoch {report.epoch}")
+        self._settle()
         if self._best is None or self._experiment.better(value, self._best.value):
+            self._best_before = self._best
             self._best = Best(epoch=report.epoch, value=value, checkpoint=self._name())
         snapshot = self._snapshot()
         self._feed = None
-        self._commit(snapshot, report)
+        self._commit(snapshot)
 
     def _name(self) -> str:
         return checkpoint_name(self._position(), self._segment.trial)
@@ -367,17 +381,8 @@ class Run:
         return Position(self.stage, self.epoch, self.batch)
 
     def _snapshot(self) -> Snapshot:
+        self._settle()
         inside = self.batch > 0
-        if self._feed is not None:
-            self._loader_state = self._feed.inside() if inside else self._feed.after()
-        loop = {
-            "means": {name: list(mean) for name, mean in self._means.items()},
-            "epoch_start": self._epoch_start if inside else None,
-            "loader": self._loader_state,
-            "previous": self._previous,
-            "done": self.done,
-        }
-        state = {**capture(self._objects), "rng": capture_random(), "loop": loop}
         manifest = Manifest(
             position=self._position(),
             step=self.step,
@@ -389,11 +394,38 @@ class Run:
             files={},
             tensors={},
         )
-        return Snapshot(manifest=manifest, state=state)
+        self._segment.make_room(manifest)
+        if self._feed is not None:
+            self._loader_state = self._feed.inside() if inside else self._feed.after()
+        loop = {
+            "means": {name: list(mean) for name, mean in self._means.items()},
+            "epoch_start": self._epoch_start if inside else None,
+            "loader": self._loader_state,
+            "previous": self._previous,
+            "done": self.done,
+        }
+        taken = self._watch().take()
+        self._pace.taken(taken)
+        return Snapshot(manifest=manifest, state={**taken.state, "rng": capture_random(), "loop": loop}, taken=taken)
 
-    def _commit(self, snapshot: Snapshot, report: Report | None) -> None:
-        self._segment.commit(snapshot, report)
-        self._last_checkpoint_s = time.monotonic()
+    def _watch(self) -> Snapshots:
+        """What takes the snapshots; from the first epoch on it sees each step of the optimizers."""
+        if self._snapshots is None:
+            self._snapshots = Snapshots(self._objects)
+        return self._snapshots
+
+    def _settle(self) -> None:
+        """The last snapshot may turn out to be none; then it is not where the best weights are."""
+        if self._last is None:
+            return
+        self._last.taken.settle()
+        if self._last.taken.torn and self._best is not None and self._best.checkpoint == self._last.manifest.name:
+            self._best = self._best_before
+        self._last = None
+
+    def _commit(self, snapshot: Snapshot) -> None:
+        self._last = snapshot
+        self._segment.commit(snapshot)
 
 
 def _number(place: str, value: Any) -> float:

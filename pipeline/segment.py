@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.checkpoint import Checkpoint, Manifest, Report
+from pipeline.checkpoint import Checkpoint, Manifest, Report, Store, Taken, save
 
 
 class Stopped(BaseException):
@@ -20,10 +20,28 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Everything a checkpoint is made of, taken at one position; it aliases nothing that trains on."""
+    """Everything a checkpoint is made of, taken at one position.
+
+    Attributes:
+        state: whole once `taken.wait()` has returned, and until `taken.release()`.
+    """
 
     manifest: Manifest
     state: dict[str, Any]
+    taken: Taken
+
+    @property
+    def report(self) -> Report | None:
+        """The epoch's that it completes; None inside an epoch and where a stage is handed over."""
+        position = self.manifest.position
+        ends_epoch = position.batch == 0 and not position.is_stage_start
+        return self.manifest.history[-1] if ends_epoch and self.manifest.history else None
+
+
+def put(store: Store, snapshot: Snapshot, parent: Manifest | None) -> Manifest:
+    """Commits a snapshot to a store; returns its manifest, completed. `parent` is what was committed before it."""
+    manifest, state, frozen = snapshot.manifest, snapshot.state, snapshot.taken.frozen
+    return store.put(manifest.name, lambda folder: save(folder, state, manifest, frozen=frozen, parent=parent))
 
 
 class Segment(Protocol):
@@ -36,8 +54,11 @@ class Segment(Protocol):
     def resume(self) -> tuple[Manifest, dict[str, Any]] | None:
         """The checkpoint to continue from, verified; None at the start of training."""
 
-    def commit(self, snapshot: Snapshot, report: Report | None) -> None:
-        """Stores a checkpoint, now or soon; `report` is the epoch's that it completes, None inside an epoch."""
+    def make_room(self, manifest: Manifest) -> None:
+        """Called before each snapshot, with what its manifest will be: returns when one can be taken."""
+
+    def commit(self, snapshot: Snapshot) -> None:
+        """Stores a checkpoint, now or soon, and releases the snapshot."""
 
     def checkpoint(self, name: str) -> Checkpoint:
         """A checkpoint of this configuration, to be read."""

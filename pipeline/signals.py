@@ -4,7 +4,9 @@ Slurm and Ctrl-C signal every process of the group at once. The process that tra
 (a loader's workers) until its checkpoint is taken, so they must outlive the signal that it obeys.
 """
 
+import multiprocessing
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -97,12 +99,19 @@ def obey_parent_only() -> None:
     The signals stay blocked; a thread takes them one by one and looks at who sent them. It ends the process when
     the parent has died: a loader's worker that waits to hand over its batch would wait for ever.
     """
-    parent = os.getppid()
+    # As its parent has told it: os.getppid() says something else if the parent died before this line.
+    parent = multiprocessing.parent_process()
+    assert parent is not None and parent.pid is not None
+    pid = parent.pid
+    try:
+        life = os.pidfd_open(pid)  # readable when it has ended
+    except ProcessLookupError:
+        os._exit(0)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not select.select([life], [], [], 0)[0]:
             taken = signal.sigtimedwait(STOPPING, PARENT_CHECK_S)
-            if taken is not None and taken.si_pid == parent:
+            if taken is not None and taken.si_pid == pid:
                 break
         os._exit(0)
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import Checkpoint, Experiment, UsageError
-from pipeline.checkpoint import Position, Report
+from pipeline.checkpoint import Position
 from pipeline.errors import EncodeError, MismatchError
 from pipeline.local import LocalSegment
 from pipeline.run import DivergedError, Run
@@ -44,8 +44,8 @@ class StoppingSegment(LocalSegment):
         self.committed: list[tuple[int, int]] = []
         self.trained_enough: Callable[[], bool] = lambda: False
 
-    def commit(self, snapshot: Snapshot, report: Report | None) -> None:
-        super().commit(snapshot, report)
+    def commit(self, snapshot: Snapshot) -> None:
+        super().commit(snapshot)
         self.committed.append((snapshot.manifest.position.epoch, snapshot.manifest.position.batch))
 
     def asked_to_stop(self) -> str | None:

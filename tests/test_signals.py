@@ -220,6 +220,33 @@ def test_a_helper_obeys_its_parent_and_no_stranger(
     assert process.exitcode == 0
 
 
+def orphan(pipe: Connection) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    pipe.send(os.getpid())
+    parent.join()
+    signals.obey_parent_only()  # too late to see the parent die
+    threading.Event().wait()
+
+
+def dying(pipe: Connection) -> None:
+    with signals.blocked():
+        multiprocessing.get_context("fork").Process(target=orphan, args=(pipe,)).start()
+    os._exit(0)
+
+
+def test_a_helper_whose_parent_died_while_it_started_ends_as_well() -> None:
+    context = multiprocessing.get_context("fork")
+    mine, its = context.Pipe(duplex=False)
+    parent = context.Process(target=dying, args=(its,))
+    parent.start()
+    helper = psutil.Process(mine.recv())
+    parent.join()
+    wait_until_gone([helper])
+    for end in (mine, its):
+        end.close()
+
+
 def test_blocked_signals_arrive_when_the_block_ends(stop: StopRequest) -> None:
     def sent_meanwhile() -> None:
         with signals.blocked():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import Checkpoint, Experiment, Run, Stage, UsageError
-from pipeline.checkpoint import Position, Report
+from pipeline.checkpoint import Position
 from pipeline.local import LocalSegment
 from pipeline.segment import Snapshot
 from pipeline.stages.train import train
@@ -34,8 +34,8 @@ class Watched(LocalSegment):
         self.left = stop_after
         self.cut_at = cut_at
 
-    def commit(self, snapshot: Snapshot, report: Report | None) -> None:
-        super().commit(snapshot, report)
+    def commit(self, snapshot: Snapshot) -> None:
+        super().commit(snapshot)
         if snapshot.manifest.position == self.cut_at:
             raise Killed
 

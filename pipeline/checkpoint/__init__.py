@@ -22,6 +22,7 @@ from pipeline.checkpoint.random import (
     restore_random,
     seed_all,
 )
+from pipeline.checkpoint.snapshots import Snapshots, Taken, Torn
 from pipeline.checkpoint.store import FolderStore, MlflowStore, Store, load, load_newest
 
 __all__ = [
@@ -35,8 +36,11 @@ __all__ = [
     "MlflowStore",
     "Position",
     "Report",
+    "Snapshots",
     "Store",
+    "Taken",
     "TensorEntry",
+    "Torn",
     "capture",
     "capture_generators",
     "capture_random",

@@ -21,6 +21,7 @@ from pipeline.checkpoint.random import capture_generator, generator_kind, restor
 from pipeline.errors import CorruptCheckpoint, EncodeError, MismatchError, UsageError
 
 RESERVED = frozenset({"rng", "loop", "loader", "kinds", "grad", "transient"})
+CopyTensor = Callable[[Tensor], Tensor]
 _SHOWN = 10  # entries of each sort that a MismatchError lists
 
 
@@ -46,17 +47,19 @@ def check_encodable(objects: Mapping[str, object]) -> None:
     encode({name: _live_state(name, value, modules) for name, value in objects.items()})
 
 
-def capture(objects: Mapping[str, object]) -> dict[str, Any]:
-    """The state of every object, which aliases nothing live; tensors stay on their devices.
+def capture(objects: Mapping[str, object], copy: CopyTensor | None = None) -> dict[str, Any]:
+    """The state of every object, which aliases nothing live.
 
+    `copy` copies a tensor; without it, tensors stay on their devices. It is asked in the same order each time.
     Raises EncodeError for a lazy module that has seen no batch yet.
     """
+    copy = copy or _clone
     modules = _modules(objects)
-    state = {name: _copied(name, _live_state(name, value, modules)) for name, value in objects.items()}
+    state = {name: _copied(name, _live_state(name, value, modules), copy) for name, value in objects.items()}
     state["kinds"] = {name: kind_of(value) for name, value in objects.items()}
-    state["grad"] = _copy(_gradients(objects))
+    state["grad"] = _copy(_gradients(objects), copy)
     transient = {name: module_states.transient_buffers(module) for name, module in modules.items()}
-    state["transient"] = _copy({name: buffers for name, buffers in transient.items() if buffers})
+    state["transient"] = _copy({name: buffers for name, buffers in transient.items() if buffers}, copy)
     return state
 
 
@@ -221,14 +224,14 @@ def _to_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def _copied(name: str, value: Any) -> Any:
+def _copied(name: str, value: Any, copy: CopyTensor) -> Any:
     try:
-        return _copy(value)
+        return _copy(value, copy)
     except RecursionError as error:
         raise EncodeError(f"{name}: its state_dict holds itself, or is nested too deep") from error
 
 
-def _copy(value: Any, tensor: Callable[[Tensor], Tensor] = _clone) -> Any:
+def _copy(value: Any, tensor: CopyTensor = _clone) -> Any:
     """A copy down to tensors and arrays. What the codec does not know stays, for the codec to refuse."""
     kind = type(value)
     if isinstance(value, Tensor):

@@ -95,9 +95,10 @@ class Checkpoint:
         Patterns are the shell's (`*.exp_avg`). Raises CorruptCheckpoint if the file does not verify.
         """
         wanted, unwanted = _patterns(include) or ("*",), _patterns(exclude) or ()
+        found = read_tensors(self.store.get(self.name), self.manifest, elsewhere=self.store.file)
         return {
             name: tensor
-            for name, tensor in read_tensors(self.store.get(self.name), self.manifest).items()
+            for name, tensor in found.items()
             if any(fnmatchcase(name, pattern) for pattern in wanted)
             and not any(fnmatchcase(name, pattern) for pattern in unwanted)
         }

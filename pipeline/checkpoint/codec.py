@@ -157,8 +157,13 @@ def _encode_array(array: np.ndarray[Any, Any], path: Path, tensors: dict[str, Te
     return {"!array_bytes": [array.dtype.str, shape, b64encode(array.tobytes()).decode()]}
 
 
+def tensor_name(path: Path) -> str:
+    """The name under which a tensor at this path is stored, unless another path reads the same."""
+    return ".".join(quote(part, safe="", errors="surrogatepass") for part in path) or "value"
+
+
 def _name(path: Path, tensors: dict[str, Tensor]) -> str:
-    base = ".".join(quote(part, safe="", errors="surrogatepass") for part in path) or "value"
+    base = tensor_name(path)
     name, count = base, 1
     while name in tensors or name == _RESERVED_NAME:
         count += 1

@@ -11,6 +11,7 @@ from blake3 import blake3
 from pipeline.checkpoint import strict_json
 from pipeline.errors import CorruptCheckpoint, EncodeError
 
+TENSORS, FROZEN, STATE = "state.safetensors", "frozen.safetensors", "state.json"
 SCHEMA = 1
 _NAME = re.compile(r"s(\d{1,4})-e(\d{5,9})-b(\d{6,12})-t(\d{6,12})", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -51,10 +52,11 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """Size and BLAKE3 digest (64 hex digits) of one file."""
+    """Size and BLAKE3 digest (64 hex digits) of one file; `at` is the checkpoint that has it, None for this one."""
 
     size_bytes: int
     blake3: str
+    at: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,11 @@ class Manifest:
     def name(self) -> str:
         """The checkpoint's name, which is its folder's too."""
         return checkpoint_name(self.position, self.trial)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its own files, the manifest's not counted; what lies in another checkpoint is that one's."""
+        return sum(entry.size_bytes for entry in self.files.values() if entry.at is None)
 
     def to_json(self) -> str:
         """Strict JSON that ends with a digest of itself. Raises EncodeError if `environment` is not JSON."""
@@ -164,7 +171,8 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
         ],
         "environment": dict(manifest.environment),
         "files": {
-            name: {"size_bytes": entry.size_bytes, "blake3": entry.blake3} for name, entry in manifest.files.items()
+            name: {"size_bytes": entry.size_bytes, "blake3": entry.blake3, "at": entry.at}
+            for name, entry in manifest.files.items()
         },
         "tensors": {
             name: {"dtype": entry.dtype, "shape": list(entry.shape)} for name, entry in manifest.tensors.items()
@@ -204,9 +212,13 @@ def _read_manifest(data: dict[str, Any]) -> Manifest:
 
 def _read_best(data: Any) -> Best:
     _keys(data, "epoch", "value", "checkpoint")
-    name = data["checkpoint"]
-    _check(name is None or (isinstance(name, str) and parse_name(name)), "a checkpoint's name", name)
+    name = _read_name(data["checkpoint"])
     return Best(epoch=_count(data["epoch"]), value=_read_number(data["value"]), checkpoint=name)
+
+
+def _read_name(data: Any) -> str | None:
+    _check(data is None or (isinstance(data, str) and parse_name(data)), "a checkpoint's name", data)
+    return None if data is None else str(data)
 
 
 def _read_report(data: Any) -> Report:
@@ -217,10 +229,10 @@ def _read_report(data: Any) -> Report:
 
 
 def _read_file(data: Any) -> FileEntry:
-    _keys(data, "size_bytes", "blake3")
+    _keys(data, "size_bytes", "blake3", "at")
     digest = data["blake3"]
     _check(isinstance(digest, str) and _DIGEST.fullmatch(digest), "64 hex digits", digest)
-    return FileEntry(size_bytes=_count(data["size_bytes"]), blake3=digest)
+    return FileEntry(size_bytes=_count(data["size_bytes"]), blake3=digest, at=_read_name(data["at"]))
 
 
 def _read_tensor(data: Any) -> TensorEntry:

@@ -32,6 +32,11 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {plain_name(name): parameter for name, parameter in module.named_parameters()}
 
 
+def frozen(module: nn.Module) -> set[str]:
+    """The names of parameters that want no gradient: training is not expected to change them."""
+    return {name for name, parameter in parameters(module).items() if not parameter.requires_grad}
+
+
 def transient_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     """Buffers registered with `persistent=False`: not in `state_dict`, yet training may change them."""
     owners = _transient_owners(module)

@@ -1,16 +1,16 @@
 """Where checkpoints are kept: a folder, or the artifacts of an MLflow run."""
 
 import logging
-import os
 import shutil
 import weakref
-from collections.abc import Collection, Sequence
-from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlparse
 
-from pipeline.checkpoint.files import MANIFEST, NAMES, read_manifest, read_state, sync_folder
+from pipeline.checkpoint.files import FILES, MANIFEST, NAMES, read_manifest, read_state, sync_folder
 from pipeline.checkpoint.manifest import Manifest, parse_name, sort_names
 from pipeline.errors import CheckpointError, CorruptCheckpoint, UsageError
 
@@ -19,6 +19,9 @@ _SET_ASIDE_FILE = "set-aside.txt"
 _ROOT = "checkpoints"
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Referred = Mapping[str, Collection[str]]  # a checkpoint's name -> files of it that other checkpoints need
 
 
 class Store(Protocol):
@@ -32,23 +35,35 @@ class Store(Protocol):
         """Those with a manifest that were not set aside, by position and then trial."""
         ...
 
-    def put(self, name: str, folder: Path) -> None:
-        """Commits the files of `folder`, manifest last. Raises CheckpointError if `name` is there already."""
+    def put(self, name: str, write: Callable[[Path], T]) -> T:
+        """Commits the files that `write` puts into the folder it is given, synced; returns what it returned.
+
+        The manifest comes last. Raises CheckpointError if `name` is there already, and whatever `write` raises; then
+        there is no checkpoint.
+        """
         ...
 
     def get(self, name: str) -> Path:
         """A local folder with its files, to be read only. Raises CorruptCheckpoint if it is not there."""
         ...
 
+    def file(self, name: str, file: str) -> Path:
+        """One file, of a checkpoint that others refer to; its manifest may be gone. Raises CorruptCheckpoint."""
+        ...
+
     def set_aside(self, name: str, why: str) -> None:
         """Keeps it, but names it no more."""
         ...
 
-    def keep_only(self, names: Collection[str], upto_trial: int) -> None:
-        """Deletes what was written by trials up to this one, begun uploads among it, save `names`.
+    def keep_only(self, names: Collection[str], upto_trial: int, files: Referred | None = None) -> None:
+        """Deletes what was written by trials up to this one, begun uploads among it, save `names` and `files`.
 
         A manifest goes first, so that what is cut short here is no checkpoint any more. What was set aside stays.
         """
+        ...
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every folder of a checkpoint, whole or not, by its name."""
         ...
 
 
@@ -62,23 +77,22 @@ class FolderStore:
         found = [path.parent for path in self.folder.glob(f"s*/{MANIFEST}")]
         return sort_names([path.name for path in found if not (path / _SET_ASIDE_FILE).exists()])
 
-    def put(self, name: str, folder: Path) -> None:
+    def put(self, name: str, write: Callable[[Path], T]) -> T:
         target = self.folder / _checked(name)
-        _complete(folder)
         if target.exists():
             raise CheckpointError(f"{target}: is there already; checkpoints are never overwritten")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = Path(mkdtemp(prefix=f".{name}.", dir=self.folder))
             try:
-                for file in NAMES:
-                    _copy_durably(folder / file, temporary / file)
+                written = write(temporary)
+                _complete(temporary)
                 temporary.chmod(0o755)  # mkdtemp is for the owner alone
-                sync_folder(temporary)
                 temporary.rename(target)  # fails if another process put files there meanwhile
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             sync_folder(self.folder)
+            return written
         except OSError as error:
             raise CheckpointError(f"{target}: the checkpoint cannot be written: {error}") from error
 
@@ -88,25 +102,42 @@ class FolderStore:
             raise CorruptCheckpoint(f"{path}: is not there")
         return path
 
+    def file(self, name: str, file: str) -> Path:
+        assert file in FILES
+        return self.folder / _checked(name) / file
+
     def set_aside(self, name: str, why: str) -> None:
         path = self.folder / _checked(name)
         path.mkdir(parents=True, exist_ok=True)
         (path / _SET_ASIDE_FILE).write_text(f"{why}\n", encoding="utf-8", errors="backslashreplace")
 
-    def keep_only(self, names: Collection[str], upto_trial: int) -> None:
+    def keep_only(self, names: Collection[str], upto_trial: int, files: Referred | None = None) -> None:
         whole = {path: path.name for path in self.folder.glob("s*")}
         begun = {path: path.name[1:].rpartition(".")[0] for path in self.folder.glob(".s*")}  # see `put`
         for path, name in (whole | begun).items():
             kept = () if path in begun else names
             if _may_go(name, kept, upto_trial) and not (path / _SET_ASIDE_FILE).exists():
+                needed = () if path in begun else (files or {}).get(name, ())
                 (path / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(path)
+                for file in path.iterdir():
+                    if file.name not in needed:
+                        file.unlink()
+                if not needed:
+                    path.rmdir()
+
+    def sizes(self) -> dict[str, int]:
+        return {
+            path.name: sum(file.stat().st_size for file in path.iterdir())
+            for path in self.folder.glob("s*")
+            if parse_name(path.name) is not None
+        }
 
 
 class MlflowStore:
     """Checkpoints as artifacts `checkpoints/<name>/` of one MLflow run, wherever its artifacts are.
 
-    What is downloaded lives as long as the store does.
+    In a folder of this machine they are written and read where they lie. What is downloaded from elsewhere lives as
+    long as this object does.
     """
 
     def __init__(self, run_id: str, tracking_uri: str | None = None) -> None:
@@ -120,79 +151,113 @@ class MlflowStore:
 
     def names(self) -> list[str]:
         tags = self._client.get_run(self.run_id).data.tags
-        paths = [Path(info.path) for info in self._client.list_artifacts(self.run_id, _ROOT) if info.is_dir]
-        chosen = [path.name for path in paths if f"{SET_ASIDE_TAG}{path.name}" not in tags]
-        return [name for name in sort_names(chosen) if self._is_committed(name)]
+        found = self._here.names() if self._here is not None else self._folders()
+        chosen = sort_names([name for name in found if f"{SET_ASIDE_TAG}{name}" not in tags])
+        return [name for name in chosen if self._is_committed(name)]
 
-    def put(self, name: str, folder: Path) -> None:
+    def put(self, name: str, write: Callable[[Path], T]) -> T:
+        if self._here is not None:
+            return self._here.put(name, write)
         _checked(name)
-        _complete(folder)
         if self._is_committed(name):
             raise CheckpointError(f"{name}: is there already; checkpoints are never overwritten")
-        for file in NAMES:
-            self._client.log_artifact(self.run_id, str(folder / file), f"{_ROOT}/{name}")
+        with TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            written = write(folder)
+            _complete(folder)
+            for file in FILES:
+                if (folder / file).exists():
+                    self._client.log_artifact(self.run_id, str(folder / file), f"{_ROOT}/{name}")
         self._committed.add(name)
+        return written
 
     def get(self, name: str) -> Path:
         _checked(name)
         if not self._is_committed(name):
             raise CorruptCheckpoint(f"{_ROOT}/{name}: is not there, or has no {MANIFEST}")
-        local = self._local_root()
-        return local / name if local is not None else self._download(name)
+        if self._here is not None:
+            return self._here.get(name)
+        there = self._files(name)
+        missing = set(NAMES) - set(there)
+        if missing:
+            raise CorruptCheckpoint(f"{_ROOT}/{name}/{min(missing)}: is not there")
+        return [self._download(name, file) for file in FILES if file in there][-1].parent
+
+    def file(self, name: str, file: str) -> Path:
+        assert file in FILES
+        if self._here is not None:
+            return self._here.file(name, file)
+        if file not in self._files(_checked(name)):  # said by us: a store's error may mean that it does not answer
+            raise CorruptCheckpoint(f"{_ROOT}/{name}/{file}: is not there")
+        return self._download(name, file)
 
     def set_aside(self, name: str, why: str) -> None:
         self._client.set_tag(self.run_id, f"{SET_ASIDE_TAG}{_checked(name)}", why[:5000])
 
-    def keep_only(self, names: Collection[str], upto_trial: int) -> None:
+    def keep_only(self, names: Collection[str], upto_trial: int, files: Referred | None = None) -> None:
+        tags = self._client.get_run(self.run_id).data.tags
+        aside = {tag.removeprefix(SET_ASIDE_TAG) for tag in tags if tag.startswith(SET_ASIDE_TAG)}
+        if self._here is not None:
+            self._here.keep_only({*names, *aside}, upto_trial, files)
+            return
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        run = self._client.get_run(self.run_id)
-        repository: Any = get_artifact_repository(run.info.artifact_uri)
-        for info in self._client.list_artifacts(self.run_id, _ROOT):
-            name = Path(info.path).name
-            set_aside = f"{SET_ASIDE_TAG}{name}" in run.data.tags
-            if info.is_dir and not set_aside and _may_go(name, names, upto_trial):
+        repository: Any = get_artifact_repository(self._client.get_run(self.run_id).info.artifact_uri)
+        for name in self._folders():
+            if name not in aside and _may_go(name, names, upto_trial):
                 self._committed.discard(name)
-                for path in (f"{_ROOT}/{name}/{MANIFEST}", f"{_ROOT}/{name}"):
-                    repository.delete_artifacts(path)
+                needed = (files or {}).get(name, ())
+                for file in sorted(self._files(name), key=lambda file: file != MANIFEST):
+                    if file not in needed:
+                        repository.delete_artifacts(f"{_ROOT}/{name}/{file}")
+
+    def sizes(self) -> dict[str, int]:
+        if self._here is not None:
+            return self._here.sizes()
+        return {name: sum(self._files(name).values()) for name in self._folders()}
 
     def _is_committed(self, name: str) -> bool:
         # Asked once: what is committed stays so.
-        if name not in self._committed:
-            infos = self._client.list_artifacts(self.run_id, f"{_ROOT}/{name}")
-            if any(Path(info.path).name == MANIFEST for info in infos):
-                self._committed.add(name)
+        if name not in self._committed and MANIFEST in self._files(name):
+            self._committed.add(name)
         return name in self._committed
 
-    def _local_root(self) -> Path | None:
+    @cached_property
+    def _here(self) -> FolderStore | None:
+        """The folder, where the run's artifacts are files of this machine."""
         uri = urlparse(self._client.get_run(self.run_id).info.artifact_uri)
-        if uri.scheme == "file":
-            return Path(unquote(uri.path), _ROOT)
-        return Path(unquote(uri.path), _ROOT) if uri.scheme == "" else None
+        return FolderStore(Path(unquote(uri.path), _ROOT)) if uri.scheme in ("", "file") else None
 
-    def _download(self, name: str) -> Path:
+    def _folders(self) -> list[str]:
+        infos = self._client.list_artifacts(self.run_id, _ROOT)
+        return [name for info in infos if info.is_dir and parse_name(name := PurePosixPath(info.path).name)]
+
+    def _files(self, name: str) -> dict[str, int]:
+        """The files of a checkpoint, with their bytes."""
+        if self._here is not None:
+            folder = self._here.folder / name
+            return {path.name: path.stat().st_size for path in folder.iterdir()} if folder.is_dir() else {}
+        infos = self._client.list_artifacts(self.run_id, f"{_ROOT}/{name}")
+        return {PurePosixPath(info.path).name: info.file_size or 0 for info in infos}
+
+    def _download(self, name: str, file: str) -> Path:
         from mlflow.artifacts import download_artifacts
 
         if self._downloads is None:
             self._downloads = mkdtemp(prefix="thaw-")
             weakref.finalize(self, shutil.rmtree, self._downloads, ignore_errors=True)
-        target, arriving = Path(self._downloads, name), Path(self._downloads, "arriving")
-        if not (target / MANIFEST).exists():
-            infos = self._client.list_artifacts(self.run_id, f"{_ROOT}/{name}")
-            missing = set(NAMES) - {Path(info.path).name for info in infos}
-            if missing:  # said by us: a store's error may also mean that the store does not answer
-                raise CorruptCheckpoint(f"{_ROOT}/{name}/{min(missing)}: is not there")
-            target.mkdir(exist_ok=True)
+        target, arriving = Path(self._downloads, name, file), Path(self._downloads, "arriving")
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
             arriving.mkdir(exist_ok=True)
-            for file in NAMES:
-                path = download_artifacts(
-                    run_id=self.run_id,
-                    artifact_path=f"{_ROOT}/{name}/{file}",
-                    dst_path=str(arriving),
-                    tracking_uri=self._tracking_uri,
-                )
-                # How much of an artifact's path is kept below `dst_path` differs between repositories.
-                Path(path).rename(target / file)
+            path = download_artifacts(
+                run_id=self.run_id,
+                artifact_path=f"{_ROOT}/{name}/{file}",
+                dst_path=str(arriving),
+                tracking_uri=self._tracking_uri,
+            )
+            # How much of an artifact's path is kept below `dst_path` differs between repositories.
+            Path(path).rename(target)
         return target
 
 
@@ -200,7 +265,7 @@ def load(store: Store, name: str, device: str = "cpu") -> tuple[Manifest, dict[s
     """Manifest and state of one checkpoint. Raises CorruptCheckpoint if it does not verify."""
     folder = store.get(name)
     manifest = load_manifest(folder, name)
-    return manifest, read_state(folder, manifest, device)
+    return manifest, read_state(folder, manifest, device, store.file)
 
 
 def load_manifest(folder: Path, name: str) -> Manifest:
@@ -237,12 +302,3 @@ def _complete(folder: Path) -> None:
     missing = [name for name in NAMES if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder / missing[0]}: is not there; a checkpoint needs {', '.join(NAMES)}")
-
-
-def _copy_durably(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)  # the files never change, so one copy is enough
-    except OSError:
-        shutil.copyfile(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())

@@ -8,24 +8,15 @@ T = TypeVar("T")
 
 
 class Writer(Generic[T]):
-    """At most one item is being written and one waits; a newer one may take the waiting one's place.
+    """At most one item is being written and one waits.
 
-    `write` commits one item. `replace(waiting, newer)` says what takes the waiting one's place, or None if that
-    must be written first: then `submit` waits for it. `idle` is called after every write, and every `idle_s`
-    seconds while there is none.
+    `write` commits one item. `idle` is called after every write, and every `idle_s` seconds while there is none.
 
-    An error of `write` or `idle` ends the thread; the next call of `submit` or `flush` raises it, as itself.
+    An error of `write` or `idle` ends the thread; the next call of another method raises it, as itself.
     """
 
-    def __init__(
-        self,
-        write: Callable[[T], None],
-        *,
-        replace: Callable[[T, T], T | None],
-        idle: Callable[[], None],
-        idle_s: float,
-    ) -> None:
-        self._write, self._replace, self._idle, self._idle_s = write, replace, idle, idle_s
+    def __init__(self, write: Callable[[T], None], *, idle: Callable[[], None], idle_s: float) -> None:
+        self._write, self._idle, self._idle_s = write, idle, idle_s
         self._changed = threading.Condition()
         self._waiting: T | None = None
         self._writing = False
@@ -34,17 +25,25 @@ class Writer(Generic[T]):
         self._thread = threading.Thread(target=self._run, name="checkpoint writer", daemon=True)
         self._thread.start()
 
-    def submit(self, item: T) -> None:
-        """Hands over an item, which is not touched any more by the caller."""
+    def make_room(self, may_drop: Callable[[T], bool]) -> T | None:
+        """Returns when nothing waits. What waited was dropped, and is returned, if `may_drop` says so."""
         with self._changed:
             self._raise()
+            waiting = self._waiting
+            if waiting is not None and may_drop(waiting):
+                self._waiting = None
+                self._changed.notify_all()
+                return waiting
             while self._waiting is not None:
-                replaced = self._replace(self._waiting, item)
-                if replaced is not None:
-                    item = replaced
-                    break
                 self._changed.wait()
                 self._raise()
+            return None
+
+    def submit(self, item: T) -> None:
+        """Hands over an item, which is not touched any more by the caller. There must be room."""
+        with self._changed:
+            self._raise()
+            assert self._waiting is None
             self._waiting = item
             self._changed.notify_all()
 

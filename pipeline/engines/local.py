@@ -153,6 +153,7 @@ class _Supervisor:
         self._idle_deaths = 0 if self._had_work(process) else self._idle_deaths + 1
         if self._idle_deaths > DEATHS_IN_A_ROW * self._job.workers:
             raise ThawError(f"workers died {self._idle_deaths} times in a row (last exit code {process.exitcode})")
+        self._study.close_dead()  # else what it lost would wait until a worker looks for more to do
         log.warning("a worker died (exit code %s); another continues its work", process.exitcode)
         self.processes.append(self._start())
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import Checkpoint, FolderStore, Manifest, Position, Report
-from pipeline.checkpoint.retention import kept
+from pipeline.checkpoint.retention import kept, referred
+from pipeline.checkpoint.store import load_manifest
 from pipeline.local import LocalSegment
 from pipeline.proving.plan import Kill
 from pipeline.proving.record import Record, entries
@@ -55,8 +56,13 @@ class ProvingSegment:
         self._on_resume(None if found is None else found[0].position)
         return found
 
-    def commit(self, snapshot: Snapshot, report: Report | None) -> None:
-        at = snapshot.manifest.position
+    def make_room(self, manifest: Manifest) -> None:
+        self._inner.make_room(manifest)
+
+    def commit(self, snapshot: Snapshot) -> None:
+        snapshot.taken.settle()
+        snapshot.taken.wait()
+        at, report = snapshot.manifest.position, snapshot.report
         variables = untracked(self._sources) if self._look or at in self._look_at else None
         self._look = False
         self._record.add(at, entries(snapshot.state, report.metrics if report is not None else {}), variables)
@@ -65,8 +71,10 @@ class ProvingSegment:
             self._strike(at)
         wanted = self._checkpoint_at is not None and at >= self._checkpoint_at
         if wanted or at.batch == 0 or self._stop.reason is not None:
-            self._write(snapshot, report)
+            self._write(snapshot)
             self._checkpoint_at = None
+        else:
+            snapshot.taken.release()
         if kill is not None:
             self._kill = None
             self._strike(at)
@@ -80,10 +88,12 @@ class ProvingSegment:
     def after_epoch(self, report: Report) -> str | None:
         return None
 
-    def _write(self, snapshot: Snapshot, report: Report | None) -> None:
-        self._inner.commit(snapshot, report)
+    def _write(self, snapshot: Snapshot) -> None:
+        self._inner.commit(snapshot)
         previous = snapshot.state["loop"]["previous"]
         pinned = () if previous is None else (previous,)
         names = self._store.names()
         # The next stage reads what this one ended with, before it has a checkpoint that says so.
-        self._store.keep_only(kept(names, best=None, pinned=pinned), self.trial)
+        keep = kept(names, best=None, pinned=pinned)
+        files = referred(load_manifest(self._store.get(name), name) for name in keep)
+        self._store.keep_only(keep, self.trial, files)

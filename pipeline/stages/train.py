@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from pipeline.checkpoint.pace import Every
 from pipeline.experiment import Experiment
 from pipeline.run import Run
 from pipeline.segment import Segment, Stopped
@@ -20,7 +21,7 @@ def train(
     threads: int,
     data: Mapping[str, Any],
     origin: Mapping[str, Any],
-    checkpoint_every_s: float,
+    checkpoint_every_s: Every,
 ) -> str:
     """Trains one configuration from where it stands until it is complete or stopped.
 
@@ -46,14 +47,17 @@ def train(
                 resumed=resumed,
                 checkpoint_every_s=checkpoint_every_s,
             )
-            if not run.done:
-                stage.train(config, run)
-            if run.stopped is not None:
-                raise run.stopped
-            if number + 1 < len(stages):
-                resumed = run.hand_over()
-            else:
-                run.finish()
+            try:
+                if not run.done:
+                    stage.train(config, run)
+                if run.stopped is not None:
+                    raise run.stopped
+                if number + 1 < len(stages):
+                    resumed = run.hand_over()
+                else:
+                    run.finish()
+            finally:
+                run.close()
     except Stopped as stop:
         return stop.ended
     return "complete"

@@ -1,12 +1,10 @@
 """A segment of a configuration: an Optuna trial, its MLflow run and its checkpoints, behind one `Segment`."""
 
 import logging
-import tempfile
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from optuna.pruners import NopPruner
@@ -18,15 +16,17 @@ from pipeline.checkpoint import (
     MlflowStore,
     Position,
     Report,
+    Torn,
     load_newest,
     parse_name,
-    save,
 )
 from pipeline.checkpoint.environment import changes, environment
-from pipeline.checkpoint.retention import kept
+from pipeline.checkpoint.retention import kept, referred
+from pipeline.checkpoint.snapshots import Written
+from pipeline.checkpoint.store import load_manifest
 from pipeline.checkpoint.writer import Writer
-from pipeline.errors import CheckpointError, EncodeError, ThawError
-from pipeline.segment import Snapshot, Stopped
+from pipeline.errors import CheckpointError, CorruptCheckpoint, EncodeError, ThawError
+from pipeline.segment import Snapshot, Stopped, put
 from pipeline.signals import StopRequest
 from pipeline.sweep.lineage import PAUSED, PREEMPTED, PRUNED, Lineage, progress_of
 from pipeline.sweep.samplers import StudyView
@@ -59,8 +59,10 @@ class TrialSegment:
         self._moved = True  # since the last heartbeat
         self._beat_s = time.monotonic()
         self._logged: set[int] = set()
-        self._names: list[str] = []  # the checkpoints that count and are kept
-        self._writer = Writer(self._write, replace=_newer, idle=self._beat, idle_s=HEARTBEAT_S)
+        self._reported = 0  # epochs that the study knows of
+        self._kept: dict[str, Manifest] = {}  # the checkpoints that count and are kept, in order
+        self._last: Snapshot | None = None
+        self._writer: Writer[Snapshot] = Writer(self._write, idle=self._beat, idle_s=HEARTBEAT_S)
 
     def resume(self) -> tuple[Manifest, dict[str, Any]] | None:
         """Raises:
@@ -77,13 +79,14 @@ class TrialSegment:
                 f"(MLflow run {self._run_id}); it cannot be continued, sweep again under another --study"
             )
         manifest = found[0]
-        self._names = accepted[: accepted.index(manifest.name) + 1]
+        self._kept = dict(self._known(accepted[: accepted.index(manifest.name)])) | {manifest.name: manifest}
         self._label(manifest)
         # What came after the commit of its last epoch may have been cut off: report, metrics, decision.
         reported = self._lineage.head.intermediate_values
         for report in manifest.history:
             if report.epoch not in reported:
                 self._study.report(self._id, report.epoch, report.metrics[self._spec.monitor])
+        self._reported = len(manifest.history)
         self._logged = runs.logged_epochs(self._run_id, self._spec.monitor)
         self._log(manifest.history)
         decide = manifest.position.batch == 0 and not found[1]["loop"]["done"]
@@ -104,57 +107,90 @@ class TrialSegment:
         inexact = [one for one in (*before, label) if one != EXACT]
         runs.set_tags(self._run_id, {"resumed": inexact[-1] if inexact else EXACT})
 
-    def commit(self, snapshot: Snapshot, report: Report | None) -> None:
+    def _known(self, names: Iterable[str]) -> Iterator[tuple[str, Manifest]]:
+        """The manifests that can be read: what a damaged one refers to is of no use either."""
+        for name in names:
+            with suppress(CorruptCheckpoint):
+                yield name, load_manifest(self._store.get(name), name)
+
+    def make_room(self, manifest: Manifest) -> None:
+        """Drops the snapshot that waits to be written, or waits for its turn if somebody will ask for it.
+
+        Raises what went wrong with an earlier one, Fenced among it.
+        """
+        dropped = self._writer.make_room(lambda waiting: not _is_promised(waiting.manifest, manifest))
+        if dropped is not None:
+            dropped.taken.release()
+
+    def commit(self, snapshot: Snapshot) -> None:
         """Hands it to the writer; training goes on. Raises what went wrong with an earlier one, Fenced among it."""
-        self._writer.submit(_Commit(snapshot=snapshot, reports=(report,) if report is not None else ()))
+        self._last = snapshot
+        self._writer.submit(snapshot)
 
     def checkpoint(self, name: str) -> Checkpoint:
-        self._writer.flush()
+        self._flush()
         return Checkpoint.of(self._store, name)
 
     def close(self) -> None:
         """Returns when everything is committed. Raises what went wrong, Fenced among it."""
+        self._settle()
         self._writer.close()
 
-    def _write(self, commit: "_Commit") -> None:
+    def _flush(self) -> None:
+        self._settle()
+        self._writer.flush()
+
+    def _settle(self) -> None:
+        """Training waits here, so nothing changes: what is still being copied can be finished."""
+        if self._last is not None:
+            self._last.taken.settle()
+
+    def _write(self, snapshot: Snapshot) -> None:
         """Raises: Fenced, if another process has ended this trial; Unsaved, for what stores and servers do."""
+        name = snapshot.manifest.name
         try:
-            self._save(commit)
+            snapshot.taken.wait()
+            began_s, began_cpu_s = time.monotonic(), time.thread_time()
+            self._save(snapshot)
+            took = Written(cpu_s=time.thread_time() - began_cpu_s, wall_s=time.monotonic() - began_s)
+            snapshot.taken.written = took
+        except Torn as error:
+            log.warning("#%02d: checkpoint %s is dropped: %s", self._lineage.number, name, error)
         except (Fenced, EncodeError):
             raise
         except Exception as error:
-            name = commit.snapshot.manifest.name
             raise Unsaved(f"checkpoint {name} cannot be saved: {type(error).__name__}: {error}") from error
+        finally:
+            snapshot.taken.release()
 
-    def _save(self, commit: "_Commit") -> None:
+    def _save(self, snapshot: Snapshot) -> None:
         """Checkpoint first, then the study, then metrics: what the study says is there, is there."""
-        manifest = commit.snapshot.manifest
-        name = manifest.name
-        with tempfile.TemporaryDirectory() as scratch:
-            save(Path(scratch), commit.snapshot.state, manifest)
-            self._store.put(name, Path(scratch))
+        parent = next(reversed(self._kept.values()), None)
+        manifest = put(self._store, snapshot, parent)
+        self._kept[manifest.name] = manifest
         best = manifest.best
         progress = {
-            "checkpoint": name,
+            "checkpoint": manifest.name,
             "epochs": manifest.history[-1].epoch if manifest.history else 0,
             "best": best and {"epoch": best.epoch, "value": best.value, "checkpoint": best.checkpoint},
         }
         self._study.set(self._id, "progress", progress)
-        for report in commit.reports:
+        for report in manifest.history[self._reported :]:  # snapshots before this one may have been dropped
             self._study.report(self._id, report.epoch, report.metrics[self._spec.monitor])
-        self._log(commit.reports)
+        self._reported = len(manifest.history)
+        self._log(manifest.history)
         self._retain(manifest)
 
     def _retain(self, manifest: Manifest) -> None:
-        self._names.append(manifest.name)
         best = manifest.best.checkpoint if manifest.best is not None else None
-        keep = kept(self._names, best=best, pinned=self._pinned())
+        keep = kept(list(self._kept), best=best, pinned=self._pinned())
+        remaining = {name: known for name, known in self._kept.items() if name in keep}
         try:
-            self._store.keep_only(keep, self.trial)
+            self._store.keep_only(keep, self.trial, referred(remaining.values()))
         except Exception as error:  # noqa: BLE001  stores raise what they like; what is to be kept is safe
             log.warning("#%02d: old checkpoints cannot be deleted: %s", self._lineage.number, error)
             return
-        self._names = [name for name in self._names if name in keep]
+        self._kept = remaining
 
     def _pinned(self) -> set[str]:
         """Where the configuration paused, and what its stages ended with."""
@@ -164,7 +200,7 @@ class TrialSegment:
             for before, after in pairwise(segments)
             if before.user_attrs.get("ended") == PAUSED and after.user_attrs["start"] is not None
         }
-        return rungs | {name for name in self._names if _position(name).is_stage_start}
+        return rungs | {name for name in self._kept if _position(name).is_stage_start}
 
     def _beat(self) -> None:
         """A heartbeat, if training has moved since the last one: a thread that beats on its own says nothing."""
@@ -186,7 +222,7 @@ class TrialSegment:
             return None  # its user has given it these epochs; the rule that pruned it would prune it again
         if isinstance(self._view.pruner, NopPruner):
             return None
-        self._writer.flush()  # the pruner looks at what the study says
+        self._flush()  # the pruner looks at what the study says
         trial = self._study.storage.get_trial(self._id)
         return PRUNED if self._view.pruner.prune(self._view, trial) else None
 
@@ -194,25 +230,13 @@ class TrialSegment:
         """Logs what MLflow has not; an epoch that had to be trained again stands there already."""
         new = [r for r in reports if r.epoch not in self._logged]
         runs.log_history(self._run_id, [(r.epoch, r.time_ms, r.metrics) for r in new])
+        self._logged |= {r.epoch for r in new}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Commit:
-    """A snapshot to be committed, and the reports to be logged with it."""
-
-    snapshot: Snapshot
-    reports: tuple[Report, ...]
-
-
-def _newer(waiting: _Commit, commit: _Commit) -> _Commit | None:
-    """The newer commit with the reports of both; None if the waiting one is going to be asked for.
-
-    It is if it has the best weights so far, or is what a stage ended with.
-    """
-    name, best = waiting.snapshot.manifest.name, commit.snapshot.manifest.best
-    if (best is not None and best.checkpoint == name) or commit.snapshot.state["loop"]["previous"] == name:
-        return None
-    return replace(commit, reports=waiting.reports + commit.reports)
+def _is_promised(waiting: Manifest, newer: Manifest) -> bool:
+    """Whether somebody will ask for it: it has the best weights so far, or is what a stage ended with."""
+    best = newer.best
+    return waiting.position.is_stage_start or (best is not None and best.checkpoint == waiting.name)
 
 
 def accepted_checkpoints(segments: tuple[FrozenTrial, ...], names: list[str]) -> list[str]:

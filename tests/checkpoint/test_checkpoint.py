@@ -18,7 +18,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.errors import CheckpointError, CorruptCheckpoint, MismatchError, UsageError
 from tests.checkpoint.comparing import assert_same
-from tests.checkpoint.training import small_model, step
+from tests.checkpoint.training import files_of, small_model, step
 
 
 def _objects():
@@ -43,7 +43,7 @@ def _fill(store, tmp_path):
         states.append({**capture(objects), "rng": capture_random()})
         manifest = Manifest(position=Position(0, epoch, 0), step=epoch, trial=3, history=history, best=best)
         save(tmp_path / f"w{epoch}", states[-1], manifest)
-        store.put(manifest.name, tmp_path / f"w{epoch}")
+        store.put(manifest.name, files_of(tmp_path / f"w{epoch}"))
     return states
 
 
@@ -87,7 +87,7 @@ def test_metrics_and_history_are_those_that_were_reported(run):
 def test_a_checkpoint_before_the_first_report_has_no_history(tmp_path):
     manifest = Manifest(position=Position(), step=0, trial=0)
     save(tmp_path / "w", {}, manifest)
-    FolderStore(tmp_path / "run").put(manifest.name, tmp_path / "w")
+    FolderStore(tmp_path / "run").put(manifest.name, files_of(tmp_path / "w"))
     checkpoint = Checkpoint.open(tmp_path / "run")
     assert checkpoint.metrics == {}
     assert len(checkpoint.history) == 0
@@ -155,7 +155,7 @@ def test_weights_of_several_modules_are_exported_under_their_names(tmp_path):
     step(objects)
     manifest = Manifest(position=Position(), step=0, trial=0)
     save(tmp_path / "w", capture(objects), manifest)
-    FolderStore(tmp_path / "run").put(manifest.name, tmp_path / "w")
+    FolderStore(tmp_path / "run").put(manifest.name, files_of(tmp_path / "w"))
     Checkpoint.open(tmp_path / "run").export_weights(tmp_path / "weights.safetensors")
     names = set(load_file(tmp_path / "weights.safetensors"))
     assert names == {f"{owner}.{name}" for owner in ("model", "ema") for name in one.state_dict()}

@@ -22,6 +22,7 @@ from pipeline.checkpoint import (
 from pipeline.checkpoint.retention import kept
 from pipeline.errors import CheckpointError, CorruptCheckpoint, UsageError
 from tests.checkpoint.comparing import assert_same
+from tests.checkpoint.training import files_of
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def store(request, tmp_path, monkeypatch):
     tracking = request.getfixturevalue("tracking")
     store = MlflowStore(_new_run(tracking), tracking[0].tracking_uri)
     if request.param == "mlflow downloaded":
-        monkeypatch.setattr(store, "_local_root", lambda: None)  # as if the artifacts were far away
+        monkeypatch.setattr(store, "_here", None)  # as if the artifacts were far away
     return store
 
 
@@ -59,7 +60,7 @@ def _written(tmp_path, epoch, trial=0, value=0.0):
 
 def _put(store, tmp_path, epoch, trial=0):
     manifest, folder = _written(tmp_path, epoch, trial, value=float(epoch))
-    store.put(manifest.name, folder)
+    store.put(manifest.name, files_of(folder))
     return manifest.name
 
 
@@ -85,7 +86,7 @@ def test_a_second_put_is_refused_and_the_first_stays(store, tmp_path):
     name = _put(store, tmp_path, 1)
     _, other = _written(tmp_path / "other", 1, value=9.0)
     with pytest.raises(CheckpointError, match="never overwritten"):
-        store.put(name, other)
+        store.put(name, files_of(other))
     assert_same(load(store, name)[1], {"a": torch.full((3,), 1.0)})
 
 
@@ -93,7 +94,7 @@ def test_a_folder_without_its_manifest_is_not_put(store, tmp_path):
     manifest, folder = _written(tmp_path, 1)
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"manifest\.json: is not there"):
-        store.put(manifest.name, folder)
+        store.put(manifest.name, files_of(folder))
     assert store.names() == []
 
 
@@ -103,7 +104,11 @@ def test_a_folder_without_its_manifest_is_not_put(store, tmp_path):
 )
 def test_a_name_that_is_none_is_refused_everywhere(store, tmp_path, name):
     _, folder = _written(tmp_path, 1)
-    for call in (lambda: store.put(name, folder), lambda: store.get(name), lambda: store.set_aside(name, "why")):
+    for call in (
+        lambda: store.put(name, files_of(folder)),
+        lambda: store.get(name),
+        lambda: store.set_aside(name, "why"),
+    ):
         with pytest.raises(UsageError, match="no checkpoint's name"):
             call()
     assert store.names() == []
@@ -153,21 +158,22 @@ def test_only_the_names_that_count_are_tried(store, tmp_path):
 
 def test_a_manifest_of_another_checkpoint_is_refused(store, tmp_path):
     _, folder = _written(tmp_path, 1)
-    store.put("s0-e00002-b000000-t000000", folder)
+    store.put("s0-e00002-b000000-t000000", files_of(folder))
     with pytest.raises(CorruptCheckpoint, match="that of s0-e00001-b000000-t000000"):
         load(store, "s0-e00002-b000000-t000000")
 
 
-def test_an_upload_that_was_cut_off_is_no_checkpoint_and_can_be_repeated(tracking, tmp_path):
+def test_an_upload_that_was_cut_off_is_no_checkpoint_and_can_be_repeated(tracking, tmp_path, monkeypatch):
     run_id = _new_run(tracking)
     manifest, folder = _written(tmp_path, 1)
     for file in NAMES[:2]:
         tracking[0].log_artifact(run_id, folder / file, f"checkpoints/{manifest.name}")
     store = MlflowStore(run_id, tracking[0].tracking_uri)
+    monkeypatch.setattr(store, "_here", None)
     assert store.names() == []
     with pytest.raises(CorruptCheckpoint):
         store.get(manifest.name)
-    store.put(manifest.name, folder)
+    store.put(manifest.name, files_of(folder))
     assert store.names() == [manifest.name]
 
 
@@ -175,17 +181,18 @@ def test_a_file_that_vanished_from_a_far_store_makes_the_checkpoint_corrupt(trac
     store = MlflowStore(_new_run(tracking), tracking[0].tracking_uri)
     name = _put(store, tmp_path, 1)
     (store.get(name) / "state.json").unlink()
-    monkeypatch.setattr(store, "_local_root", lambda: None)
+    monkeypatch.setattr(store, "_here", None)
     with pytest.raises(CorruptCheckpoint, match=r"state\.json: is not there"):
         store.get(name)
 
 
 def test_the_manifest_is_uploaded_last(tracking, tmp_path, monkeypatch):
     store = MlflowStore(_new_run(tracking), tracking[0].tracking_uri)
+    monkeypatch.setattr(store, "_here", None)
     manifest, folder = _written(tmp_path, 1)
     sent, real = [], store._client.log_artifact
     monkeypatch.setattr(store._client, "log_artifact", lambda *args: (sent.append(args[1]), real(*args)))
-    store.put(manifest.name, folder)
+    store.put(manifest.name, files_of(folder))
     assert [Path(path).name for path in sent] == ["state.safetensors", "state.json", "manifest.json"]
 
 
@@ -204,16 +211,16 @@ def test_setting_aside_is_a_tag_on_the_run(tracking, tmp_path):
     assert tracking[0].get_run(run_id).data.tags[f"checkpoint_set_aside.{name}"] == "a digest differs"
 
 
-def test_a_put_that_fails_half_way_leaves_nothing_in_the_folder(tmp_path, monkeypatch):
+def test_a_put_that_fails_half_way_leaves_nothing_in_the_folder(tmp_path):
     store = FolderStore(tmp_path / "store")
-    manifest, folder = _written(tmp_path, 1)
+    manifest, _ = _written(tmp_path, 1)
 
-    def full(*args):
+    def write(folder):
+        (folder / "state.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.checkpoint.store.sync_folder", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        store.put(manifest.name, folder)
+        store.put(manifest.name, write)
     assert list((tmp_path / "store").iterdir()) == []
 
 

@@ -25,13 +25,13 @@ def nothing() -> None:
     pass
 
 
-def newer(waiting: str, item: str) -> str | None:
-    return None if waiting.endswith("!") else item
+def may_drop(waiting: str) -> bool:
+    return not waiting.endswith("!")
 
 
 def test_submit_returns_while_the_item_is_being_written() -> None:
     store = Store()
-    writer = Writer(store.write, replace=newer, idle=nothing, idle_s=60)
+    writer = Writer(store.write, idle=nothing, idle_s=60)
     writer.submit("a")
     store.begun.acquire()
     assert store.written == []
@@ -40,45 +40,36 @@ def test_submit_returns_while_the_item_is_being_written() -> None:
     assert store.written == ["a"]
 
 
-def test_a_newer_item_takes_the_place_of_the_waiting_one() -> None:
+def test_a_waiting_item_makes_room_for_a_newer_one() -> None:
     store = Store()
-    writer = Writer(store.write, replace=newer, idle=nothing, idle_s=60)
+    writer = Writer(store.write, idle=nothing, idle_s=60)
     writer.submit("a")
     store.begun.acquire()
+    assert writer.make_room(may_drop) is None
     writer.submit("b")
+    assert writer.make_room(may_drop) == "b"
     writer.submit("c")
     store.may_write.release(2)
     writer.close()
     assert store.written == ["a", "c"]
 
 
-def test_a_waiting_item_that_must_be_kept_is_written_before_the_newer_one() -> None:
+def test_a_waiting_item_that_must_be_kept_is_written_before_there_is_room() -> None:
     store = Store()
-    writer = Writer(store.write, replace=newer, idle=nothing, idle_s=60)
+    writer = Writer(store.write, idle=nothing, idle_s=60)
     writer.submit("a")
     store.begun.acquire()
     writer.submit("best!")
     store.may_write.release(3)
+    assert writer.make_room(may_drop) is None
     writer.submit("c")
     writer.close()
     assert store.written == ["a", "best!", "c"]
 
 
-def test_what_replaces_may_be_made_of_both() -> None:
-    store = Store()
-    writer = Writer(store.write, replace=lambda waiting, item: waiting + item, idle=nothing, idle_s=60)
-    writer.submit("a")
-    store.begun.acquire()
-    writer.submit("b")
-    writer.submit("c")
-    store.may_write.release(2)
-    writer.close()
-    assert store.written == ["a", "bc"]
-
-
 def test_flush_returns_when_everything_is_written() -> None:
     store = Store()
-    writer = Writer(store.write, replace=newer, idle=nothing, idle_s=60)
+    writer = Writer(store.write, idle=nothing, idle_s=60)
     store.may_write.release(1)
     writer.submit("a")
     writer.flush()
@@ -97,7 +88,7 @@ def test_an_error_of_the_writer_surfaces_as_itself_at_the_next_call() -> None:
         failed.set()
         raise DiskFull(item)
 
-    writer = Writer(write, replace=newer, idle=nothing, idle_s=60)
+    writer = Writer(write, idle=nothing, idle_s=60)
     writer.submit("a")
     failed.wait()
     with pytest.raises(DiskFull, match="a"):
@@ -108,7 +99,7 @@ def test_an_error_of_the_writer_surfaces_as_itself_at_the_next_call() -> None:
         writer.close()
 
 
-def test_submit_does_not_wait_for_a_writer_that_has_failed() -> None:
+def test_nobody_waits_for_a_writer_that_has_failed() -> None:
     store, failing = Store(), threading.Event()
 
     def write(item: str) -> None:
@@ -116,20 +107,20 @@ def test_submit_does_not_wait_for_a_writer_that_has_failed() -> None:
         failing.wait()
         raise DiskFull(item)
 
-    writer = Writer(write, replace=newer, idle=nothing, idle_s=60)
+    writer = Writer(write, idle=nothing, idle_s=60)
     writer.submit("a")
     store.begun.acquire()
     writer.submit("best!")
     threading.Timer(0, failing.set).start()
     with pytest.raises(DiskFull):
-        writer.submit("c")
+        writer.make_room(may_drop)
     with pytest.raises(DiskFull):
         writer.close()
 
 
 def test_idle_is_called_while_nothing_is_written() -> None:
     called = threading.Semaphore(0)
-    writer = Writer(nothing_to_write, replace=newer, idle=called.release, idle_s=0.001)
+    writer = Writer(nothing_to_write, idle=called.release, idle_s=0.001)
     for _ in range(3):
         called.acquire()
     writer.close()

@@ -1,5 +1,6 @@
 """A small training that can be cut in two: the halves, joined by files, must have the bits of the whole."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ def through_files(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     folder = folder / f"checkpoint-{len(list(folder.iterdir()))}"
     save(folder, state, Manifest(position=Position(0, 1, 0), step=3, trial=1))
     return read_state(folder, read_manifest(folder / "manifest.json"))
+
+
+def files_of(folder: Path) -> Callable[[Path], None]:
+    """For `Store.put`: puts copies of a folder's files where it is told to."""
+
+    def write(target: Path) -> None:
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+
+    return write
 
 
 def small_model(dtype: torch.dtype = torch.float32) -> torch.nn.Module:

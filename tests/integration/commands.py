@@ -159,6 +159,11 @@ class Progress:
         while (found := self.next(command)) != line:
             assert found is not None, f"it ended before {line!r}, after {self.lines[-3:]}:\n{command.output}"
 
+    def wait_for_end_of(self, line: str, command: Command) -> None:
+        """Waits until the experiment has written a line that ends so."""
+        while not (found := self.next(command) or "").endswith(line):
+            assert found, f"it ended before {line!r}, after {self.lines[-3:]}:\n{command.output}"
+
     def wait_for_count(self, count: int, command: Command) -> bool:
         """Waits for so many lines; False when the command ended before."""
         return all(self.next(command) is not None for _ in range(count))

@@ -35,17 +35,16 @@ class Sweep:
             history=workplace.folder / "history",
         )
 
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**self.progress.environment(), "HISTORY": str(self.history)}
+    def environment(self, gate: str = "") -> dict[str, str]:
+        return {**self.progress.environment(gate), "HISTORY": str(self.history)}
 
-    def start(self, *other: str) -> Command:
-        """Starts it, or another command on the same study."""
-        return self.workplace.start(*(other or self.arguments), environment=self.environment)
+    def start(self, *other: str, gate: str = "") -> Command:
+        """Starts it, or another command on the same study; training waits after the epoch and batch `gate`."""
+        return self.workplace.start(*(other or self.arguments), environment=self.environment(gate))
 
     def finish(self, *other: str) -> str:
         """Runs it to its end, which must be good."""
-        return self.workplace.run(*(other or self.arguments), environment=self.environment)
+        return self.workplace.run(*(other or self.arguments), environment=self.environment())
 
     def trained(self) -> dict[tuple[str, int], list[int]]:
         """The steps that each segment, as (MLflow run, trial), has ever trained, in order."""

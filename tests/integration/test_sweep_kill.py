@@ -49,10 +49,23 @@ def test_a_sweep_killed_twice_and_its_workers_twice_loses_nothing_and_trains_not
             wait_until_gone([worker])
     assert command.wait() == 0, command.output
     lineages = assert_sound(sweep, configurations=CONFIGURATIONS)
-    ended = [segment.user_attrs["ended"] for one in lineages.values() for segment in one.segments]
-    assert "lost" in ended  # the killed workers' own; what the whole sweep lost with it is no configuration's fault
-    assert "error" not in ended
+    assert "error" not in [segment.user_attrs["ended"] for one in lineages.values() for segment in one.segments]
     assert assert_same_results(workplace, undisturbed, configurations=CONFIGURATIONS) >= CONFIGURATIONS // 2
+
+
+def test_only_what_a_worker_lost_alone_is_charged_to_its_configuration(workplace):
+    sweep = Sweep.of(workplace, "--configurations", "1", "--workers", "1")
+    # Both times in the middle of the second epoch: first the worker alone, then everything at once.
+    command = sweep.start(gate="1 2")
+    sweep.progress.wait_for_end_of(" 1 2", command)
+    (worker,) = command.trainers()
+    os.kill(worker.pid, signal.SIGKILL)
+    sweep.progress.wait_for_end_of(" 1 2", command)
+    command.kill()
+    sweep.finish()
+    (lineage,) = assert_sound(sweep, configurations=1).values()
+    ended = [segment.user_attrs["ended"] for segment in lineage.segments]
+    assert ended == ["paused", "lost", "preempted", "paused", "complete"]
 
 
 def test_with_one_worker_an_interrupted_sweep_suggests_and_promotes_as_if_it_had_not_been(

@@ -1,0 +1,47 @@
+"""Host memory for snapshots, allocated once and used again: fresh pages cost more than the copy into them."""
+
+import threading
+
+import torch
+from torch import Tensor
+
+
+class Arena:
+    """Buffers for the tensors of one snapshot, in the order in which they are asked for."""
+
+    def __init__(self) -> None:
+        self._buffers: list[tuple[object, Tensor]] = []  # each with what it fits
+        self._next = 0
+        self._free = threading.Event()
+        self._free.set()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the snapshot that was taken here is needed no more."""
+        return self._free.is_set()
+
+    def begin(self) -> None:
+        """Starts a snapshot; what the buffers held is lost."""
+        assert self.is_free
+        self._free.clear()
+        self._next = 0
+
+    def release(self) -> None:
+        """The snapshot is needed no more. Any thread may say so."""
+        self._free.set()
+
+    def buffer_for(self, tensor: Tensor) -> Tensor:
+        """A contiguous tensor of the same shape and dtype on the CPU; pinned for one of an accelerator."""
+        index, self._next = self._next, self._next + 1
+        fits = (tensor.shape, tensor.dtype, tensor.is_cuda)
+        if index < len(self._buffers) and self._buffers[index][0] == fits:
+            return self._buffers[index][1]
+        new = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+        self._buffers[index : index + 1] = [(fits, new)]
+        return new
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a copy into a buffer is all there is to a tensor; sparse and quantised ones are more."""
+    known = type(tensor) in (Tensor, torch.nn.Parameter)
+    return known and tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_nested)

@@ -1,0 +1,257 @@
+"""Snapshots of tracked objects that training hardly waits for.
+
+Parameters and an optimizer's state are changed by `optimizer.step` alone, so their copy may go on during the next
+forward and backward pass, while `step` waits for it (as in Mohan et al., CheckFreq, FAST'21). Whether
+a training keeps to that is seen, not believed: the first snapshot is copied at once, and compared bit by bit with what
+the next `step` finds. Afterwards `Tensor._version` is a tripwire for changes in place. It is no proof (fused optimizers
+don't move it), but what is not changed by `step`, buffers first of all, is always copied at once.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline.checkpoint import modules
+from pipeline.checkpoint.buffers import Arena, is_plain
+from pipeline.checkpoint.capture import capture
+from pipeline.checkpoint.codec import tensor_name
+from pipeline.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+_LATE_BYTES = 2**16  # smaller ones are copied sooner than put on a list
+
+
+class Torn(CheckpointError):
+    """Training has changed what was still being copied: this snapshot is of no moment at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What it took to write a snapshot: the writing thread's processor time, and the time from begin to end."""
+
+    cpu_s: float
+    wall_s: float
+
+
+class Taken:
+    """The state of the tracked objects at one moment, in buffers that are given back by `release`.
+
+    Attributes:
+        state: as `capture` gives it; whole only after `wait`.
+        torn: whether it never will be.
+        frozen: names of tensors that training is not expected to change.
+        stall_s: how long training has waited for it.
+        written: what writing it took; None before that is over.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self.state: dict[str, Any] = {}
+        self.torn = False
+        self.frozen: frozenset[str] = frozenset()
+        self.stall_s = 0.0
+        self.written: Written | None = None
+        self.release = arena.release
+        self._late: list[tuple[Tensor, Tensor, int]] = []  # buffer, live tensor, its version
+        self._copied: _Copied | None = None
+        self._settled = threading.Event()
+
+    def settle(self) -> None:
+        """For the thread that trains: returns when the copy is over and what was copied may change."""
+        if self._settled.is_set():
+            return
+        began_s = time.perf_counter()
+        whole = False
+        try:
+            if self._copied is not None:
+                self._copied.before_change()
+            whole = all(tensor._version == version for _, tensor, version in self._late)
+        finally:
+            self.torn = not whole
+            self.stall_s += time.perf_counter() - began_s
+            self._late.clear()
+            self._settled.set()
+
+    def wait(self) -> None:
+        """For every other thread: returns when the state is whole, after `settle`. Raises Torn if it is not."""
+        self._settled.wait()
+        if self.torn:
+            raise Torn("weights or optimizer state were changed in place before the next optimizer step")
+        if self._copied is not None:
+            self._copied.wait()
+
+
+class Snapshots:
+    """Takes snapshots of the same objects, again and again, in the thread that trains them.
+
+    There is memory for two: before a third is taken, one of them must have been released.
+    """
+
+    def __init__(self, objects: Mapping[str, object]) -> None:
+        self._objects = objects
+        self._arenas = (Arena(), Arena())
+        optimizers = [value for value in objects.values() if isinstance(value, Optimizer)]
+        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in optimizers]
+        self._stepped: list[Optimizer] = []  # since the last snapshot
+        self._overlap: bool | None = None  # None until it was seen whether the training allows it
+        self._seen: list[tuple[Tensor, Tensor]] = []  # buffer and live tensor, to be compared
+        self._last: Taken | None = None
+        self._beside = ThreadPoolExecutor(1, "snapshot")
+        self._stream: torch.cuda.Stream | None = None
+
+    def take(self) -> Taken:
+        """The state as it is now."""
+        began_s = time.perf_counter()
+        self.settle()
+        arena = next(one for one in self._arenas if one.is_free)
+        arena.begin()
+        taken = Taken(arena)
+        late = self._changed_by_step() if self._overlap is not False else {}
+        at_once: list[tuple[Tensor, Tensor]] = []
+
+        def copied(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            if not is_plain(tensor):
+                return tensor.clone()
+            buffer = arena.buffer_for(tensor)
+            pair = (buffer, tensor)
+            if tensor.nbytes <= late.get(tensor.data_ptr(), -1) and tensor.is_contiguous():
+                if self._overlap:
+                    taken._late.append((*pair, tensor._version))
+                    return buffer
+                self._seen.append(pair)
+            at_once.append(pair)
+            return buffer
+
+        self._seen = []
+        self._stepped = []
+        taken.state = capture(self._objects, copied)
+        taken.frozen = frozenset(
+            tensor_name((owner, name))
+            for owner, value in self._objects.items()
+            if isinstance(value, nn.Module)
+            for name in modules.frozen(value)
+        )
+        taken._copied = self._copy(at_once, [(buffer, tensor) for buffer, tensor, _ in taken._late])
+        taken.stall_s = time.perf_counter() - began_s
+        if not taken._late:
+            taken.settle()
+        self._last = taken
+        return taken
+
+    def settle(self) -> None:
+        """Returns when everything may be changed again."""
+        if self._last is None:
+            return
+        self._last.settle()
+        if self._last.torn and self._overlap:
+            self._overlap = False
+            log.warning(
+                "weights or optimizer state change between the end of an epoch and the next optimizer step: "
+                "one checkpoint is dropped, and training waits for every copy from now on"
+            )
+        self._last = None
+
+    def close(self) -> None:
+        """Ends what goes on beside training; the objects are as they were before."""
+        self.settle()
+        for hook in self._hooks:
+            hook.remove()
+        self._beside.shutdown()
+
+    def _before_step(self, optimizer: Optimizer, *_: object) -> None:
+        self._stepped.append(optimizer)
+        if self._seen:
+            self._overlap = all(_same_bits(buffer, tensor) for buffer, tensor in self._seen)
+            self._seen = []
+        self.settle()
+
+    def _changed_by_step(self) -> dict[int, int]:
+        """Where the memory is that only a `step` changes that was seen to happen; address -> bytes.
+
+        A step that is replayed from a CUDA graph calls no hook, and frozen parameters wait for somebody's.
+        """
+        if not self._stepped:
+            return {}
+        found: list[Tensor] = []
+        for optimizer in {id(one): one for one in self._stepped}.values():
+            found += [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            found += [value for state in optimizer.state.values() for value in _tensors(state)]
+        for value in self._objects.values():
+            if isinstance(value, nn.Module):
+                found += [parameter for parameter in value.parameters() if not parameter.requires_grad]
+        return {
+            one.data_ptr(): one.nbytes
+            for one in found
+            if one.nbytes >= _LATE_BYTES and is_plain(one) and not one.is_inference()  # those have no version
+        }
+
+    def _copy(self, at_once: list[tuple[Tensor, Tensor]], late: list[tuple[Tensor, Tensor]]) -> "_Copied":
+        for buffer, tensor in at_once:
+            if not tensor.is_cuda:
+                buffer.copy_(tensor)
+        on_cpu = [pair for pair in late if not pair[1].is_cuda]
+        on_cuda = [[pair for pair in pairs if pair[1].is_cuda] for pairs in (at_once, late)]
+        return _Copied(
+            self._beside.submit(_copy_all, on_cpu) if on_cpu else None,
+            self._copy_from_cuda(*on_cuda) if any(on_cuda) else None,
+        )
+
+    def _copy_from_cuda(
+        self, at_once: list[tuple[Tensor, Tensor]], late: list[tuple[Tensor, Tensor]]
+    ) -> torch.cuda.Event:
+        """Queues the copies on a stream of their own; the training's waits for it where it must."""
+        training = torch.cuda.current_stream()
+        self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(training)
+        with torch.cuda.stream(self._stream):
+            for buffer, tensor in at_once:
+                buffer.copy_(tensor, non_blocking=True)
+            training.wait_stream(self._stream)
+            for buffer, tensor in late:
+                buffer.copy_(tensor, non_blocking=True)
+            done: torch.cuda.Event = self._stream.record_event()
+            return done
+
+
+class _Copied:
+    """The copies of one snapshot that go on beside training."""
+
+    def __init__(self, thread: "Future[None] | None", cuda: torch.cuda.Event | None) -> None:
+        self._thread, self._cuda = thread, cuda
+
+    def before_change(self) -> None:
+        """Makes the training wait; on CUDA its stream does, not this thread."""
+        if self._thread is not None:
+            self._thread.result()
+        if self._cuda is not None:
+            torch.cuda.current_stream().wait_event(self._cuda)
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.result()
+        if self._cuda is not None:
+            self._cuda.synchronize()
+
+
+def _copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for buffer, tensor in pairs:
+        buffer.copy_(tensor)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other.to(one.device))))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in _tensors(item)]

@@ -1,0 +1,9 @@
+"""The order of the tests: the longest files first, so that no worker ends alone with one of them."""
+
+import pytest
+
+LONG = ("integration", "test_prove.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not any(part in item.path.parts for part in LONG))
