@@ -13,6 +13,7 @@ from pipeline.commands import (
     InspectOptions,
     ProveOptions,
     ResumeOptions,
+    StatusOptions,
     SweepOptions,
     TrainOptions,
     VerifyOptions,
@@ -129,6 +130,13 @@ def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> int:
     return summary.evaluation(study, session.evaluate(study, file, options.configuration))
 
 
+def status_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Shows how a study stands, or all of them: what runs, what is paused, what is left."""
+    groups = {"": StatusOptions}
+    options: StatusOptions = parse(_prog("status"), status_command.__doc__ or "", groups, arguments)[""]
+    return summary.status(Session(options.storage, stop, None).status(options.study))
+
+
 def verify_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Checks the checkpoints of a study or a run against their manifests; changes nothing."""
     groups = {"": VerifyOptions}
@@ -177,6 +185,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], StopRequest], int]] = {
     "sweep": sweep_command,
     "resume": resume_command,
     "evaluate": evaluate_command,
+    "status": status_command,
     "verify": verify_command,
     "inspect": inspect_command,
     "prove": prove_command,

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from pipeline.checkpoint.pace import Every
 from pipeline.errors import UsageError
 from pipeline.options import seconds
 from pipeline.session import How
+from pipeline.sweep.segment import Keeping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +29,28 @@ class WorkOptions(CommonOptions):
     Attributes:
         workers: processes that train at the same time
         timeout: stop resumably after this time, for instance 90s, 30m or 2h
-        checkpoint_every_s: seconds of training between checkpoints inside an epoch
+        checkpoint_every_s: seconds of training between checkpoints inside an epoch; auto: as many as 1% of it allows
+        keep_gb: delete checkpoints of the study that are needed least, until it has no more GB than this
+        outage_s: how long a store that fails is tried again before training stops, resumably
         accept_change: continue a study although code or data have changed; recorded
     """
 
     workers: int = 2
     timeout: str | None = None
-    checkpoint_every_s: float = 60.0
+    checkpoint_every_s: Every = 60.0
+    keep_gb: float | None = None
+    outage_s: float = 60.0
     accept_change: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"--workers {self.workers}: expected at least 1")
-        if self.checkpoint_every_s <= 0:
+        if self.checkpoint_every_s != "auto" and self.checkpoint_every_s <= 0:
             raise UsageError(f"--checkpoint-every-s {self.checkpoint_every_s}: expected more than 0")
+        if self.keep_gb is not None and self.keep_gb <= 0:
+            raise UsageError(f"--keep-gb {self.keep_gb}: expected more than 0")
+        if self.outage_s < 0:
+            raise UsageError(f"--outage-s {self.outage_s}: expected at least 0")
         self.how()
 
     def how(self) -> How:
@@ -48,7 +58,11 @@ class WorkOptions(CommonOptions):
         return How(
             workers=self.workers,
             timeout_s=None if self.timeout is None else seconds(self.timeout),
-            checkpoint_every_s=self.checkpoint_every_s,
+            keeping=Keeping(
+                checkpoint_every_s=self.checkpoint_every_s,
+                keep_bytes=None if self.keep_gb is None else round(self.keep_gb * 1e9),
+                outage_s=self.outage_s,
+            ),
         )
 
 
@@ -119,6 +133,17 @@ class EvaluateOptions(CommonOptions):
     study: str
     configuration: int | None = None
     accept_change: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(CommonOptions):
+    """Options of a status.
+
+    Attributes:
+        study: the study to show in full; without it, a line for each
+    """
+
+    study: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

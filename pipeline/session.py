@@ -24,9 +24,11 @@ from pipeline.sweep.opening import check_study_name, open_study, reopen_study
 from pipeline.sweep.reopening import reopen
 from pipeline.sweep.samplers import check_names
 from pipeline.sweep.schedule import is_over, is_search_over
+from pipeline.sweep.segment import Keeping
 from pipeline.sweep.spec import StudySpec
+from pipeline.sweep.standing import Standing, standing
 from pipeline.sweep.storage import locked, prepare_storage
-from pipeline.sweep.study import Study
+from pipeline.sweep.study import Study, study_names
 from pipeline.sweep.verifying import Verdict, verify_run, verify_study
 from pipeline.sweep.worker import Site
 from pipeline.tracking import runs, server
@@ -52,7 +54,7 @@ class How:
 
     workers: int
     timeout_s: float | None
-    checkpoint_every_s: float
+    keeping: Keeping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,11 @@ class Session:
         """Evaluates a configuration, the best by default, and registers its model."""
         return evaluate_best(study, file, configuration)
 
+    def status(self, name: str | None) -> list[Standing]:
+        """How a study stands, or each study there is."""
+        names = [name] if name is not None else study_names(self._url)
+        return [standing(Study.load(one, self._url)) for one in names]
+
     def verify(self, study: str | None, run_id: str | None) -> list[Verdict]:
         """The checkpoints of a study, or of one run."""
         if study is None:
@@ -192,7 +199,7 @@ class Session:
             storage=self._url,
             workers=how.workers if configuration is None else 1,
             timeout_s=how.timeout_s,
-            checkpoint_every_s=how.checkpoint_every_s,
+            keeping=how.keeping,
             only=None if configuration is None else (configuration,),
         )
         with self._stop.deferred():

@@ -1,11 +1,15 @@
 """What a command prints when it is done: what came of it, how to go on, where to look."""
 
+from collections.abc import Sequence
+
 from pipeline.checkpoint import Checkpoint
 from pipeline.proving.plan import describe
 from pipeline.proving.prove import Proof
 from pipeline.session import Result
 from pipeline.sweep.finish import Evaluation, ranking, state_of
+from pipeline.sweep.lineage import Lineage
 from pipeline.sweep.schedule import is_over
+from pipeline.sweep.standing import Standing
 from pipeline.sweep.study import Study
 from pipeline.sweep.verifying import Verdict
 from pipeline.sweep.worker import Site, run_name
@@ -55,6 +59,35 @@ def tables(found: Tables | None) -> int:
     for name in found:
         rows, columns = found[name].shape
         print(f"{name:<12} {rows:>8} rows  {columns:>5} columns  blake3 {found.digests[name][:12]}")
+    return DONE
+
+
+def status(found: list[Standing]) -> int:
+    """Prints how studies stand, the only one in full; returns the exit code."""
+    if len(found) == 1:
+        one = found[0]
+        _print_table(
+            ("configuration", "state", "epochs", f"best {one.study.spec.monitor}", "checkpoints", ""),
+            [
+                (
+                    _name(each.lineage),
+                    each.state,
+                    f"{each.lineage.epochs}/{one.study.spec.max_epochs}",
+                    "" if each.lineage.best is None else f"{each.lineage.best['value']:.6g}",
+                    f"{each.size_bytes:,} bytes",
+                    each.why,
+                )
+                for each in one.configurations
+            ],
+        )
+        print()
+    for one in found:
+        states = ", ".join(f"{count} {state}" for state, count in sorted(one.states.items()))
+        left = f", {one.left} still to be drawn" if one.left else ""
+        done = "done" if one.over else "not done"
+        print(f"study {one.study.name}: {done}; {states or 'no configuration yet'}{left}; {one.size_bytes:,} bytes")
+    if not found:
+        print("no study yet")
     return DONE
 
 
@@ -137,17 +170,24 @@ def _print_best(study: Study, *, over: bool) -> None:
     spec = study.spec
     rows = [
         (
-            run_name(lineage.number, lineage.head.params or lineage.config or {}),
+            _name(lineage),
             state_of(lineage, over=over),
             f"{lineage.epochs}/{spec.max_epochs}",
             f"{(lineage.best or {})['value']:.6g}",
         )
         for lineage in ranking(study)[:SHOWN]
     ]
-    header = ("configuration", "state", "epochs", f"best {spec.monitor}")
+    _print_table(("configuration", "state", "epochs", f"best {spec.monitor}"), rows)
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     for row in [header, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _name(lineage: Lineage) -> str:
+    return run_name(lineage.number, lineage.head.params or lineage.config or {})
 
 
 def _print_evaluation(study: Study, found: Evaluation) -> None:

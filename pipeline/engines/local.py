@@ -24,6 +24,8 @@ import psutil
 from pipeline import signals
 from pipeline.errors import ThawError
 from pipeline.signals import StopRequest
+from pipeline.sweep.patience import Unsaved
+from pipeline.sweep.segment import Keeping
 from pipeline.sweep.study import Study
 
 log = logging.getLogger("pipeline")
@@ -32,7 +34,7 @@ PRELOADED = ["torch", "torch._dynamo", "optuna", "mlflow", "pandas", "pipeline.s
 DEATHS_IN_A_ROW = 5  # of workers that had not even begun a segment; each segment has its own limit
 TICK_S = 1.0
 # A worker's exit codes. 1 is Python's own, for an exception that nobody has foreseen: that worker has died.
-DONE, GIVEN_UP, STOPPED = 0, 3, 75
+DONE, GIVEN_UP, UNSAVED, STOPPED = 0, 3, 4, 75
 FORKSERVER_GONE = 255  # what multiprocessing says of a process whose end it can't learn
 
 
@@ -43,7 +45,7 @@ class Job:
     Attributes:
         study, storage: the study's name, and the URL of its database.
         workers: how many processes.
-        checkpoint_every_s: seconds of training between checkpoints inside an epoch.
+        keeping: how checkpoints are kept.
         timeout_s: seconds after which everything stops resumably; None for never.
         only: the configurations to work on; None for all.
     """
@@ -51,7 +53,7 @@ class Job:
     study: str
     storage: str
     workers: int
-    checkpoint_every_s: float
+    keeping: Keeping
     timeout_s: float | None = None
     only: Collection[int] | None = None
 
@@ -145,6 +147,9 @@ class _Supervisor:
             return
         if process.exitcode == GIVEN_UP:
             raise ThawError("a worker could not go on; its reason stands above")
+        if process.exitcode == UNSAVED:
+            self._stop.ask("checkpoints cannot be saved")
+            return
         if process.exitcode == FORKSERVER_GONE:
             self._end_orphan(process)
         # A signal to the whole group may reach a worker first: then this process is being stopped as well.
@@ -172,7 +177,9 @@ class _Supervisor:
 
 
 def _work(job: Job, log_level: int) -> None:
-    """A worker process. Exits with 0 when nothing is left, 75 when it was stopped, 3 when it cannot go on."""
+    """A worker process. Exits with 0 when nothing is left, 75 when it was stopped, 3 when it cannot go on, and 4 when
+    what it trains cannot be saved.
+    """
     stop = StopRequest()
     stop.watch()
     # A process from a forkserver starts its own by it as well; loaders here work as in a plain script.
@@ -189,10 +196,10 @@ def _work(job: Job, log_level: int) -> None:
     try:
         connect()
         study = Study.load(job.study, job.storage)
-        finished = work(study, stop, checkpoint_every_s=job.checkpoint_every_s, only=job.only)
+        finished = work(study, stop, keeping=job.keeping, only=job.only)
     except ThawError as error:
         log.error("%s", error)
-        sys.exit(GIVEN_UP)
+        sys.exit(UNSAVED if isinstance(error, Unsaved) else GIVEN_UP)
     finally:
         # Loaders' workers that are still there would be waited for at exit, and obey no signal that asks. Torch's
         # handler would take their end for a fault.

@@ -9,7 +9,7 @@ from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import ExperimentFile, from_params, seed_for, users_code
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.register import register
-from pipeline.sweep.lineage import COMPLETE, PAUSED, PREEMPTED, PRUNED, Lineage
+from pipeline.sweep.lineage import COMPLETE, PAUSED, PREEMPTED, PRUNED, Lineage, ranked
 from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Site
 from pipeline.tracking import runs
@@ -34,9 +34,7 @@ class Evaluation:
 
 def ranking(study: Study) -> list[Lineage]:
     """Configurations with a result, best monitored value first."""
-    sign = 1.0 if study.spec.direction == "minimize" else -1.0
-    judged = [lineage for lineage in study.lineages().values() if lineage.best is not None and not lineage.failed()]
-    return sorted(judged, key=lambda one: (sign * (one.best or {})["value"], one.number))
+    return ranked(study.lineages(), study.spec.direction)
 
 
 def state_of(lineage: Lineage, *, over: bool) -> str:

@@ -3,9 +3,9 @@
 Pure functions over Optuna's trials; every process that reads the same trials comes to the same answer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -110,6 +110,13 @@ class Lineage:
             if progressed or segment.user_attrs.get("fresh"):
                 break
         return count
+
+
+def ranked(lineages: Mapping[int, Lineage], direction: Literal["minimize", "maximize"]) -> list[Lineage]:
+    """Configurations with a result, best monitored value first."""
+    sign = 1.0 if direction == "minimize" else -1.0
+    judged = [lineage for lineage in lineages.values() if lineage.best is not None and not lineage.failed()]
+    return sorted(judged, key=lambda one: (sign * (one.best or {})["value"], one.number))
 
 
 def _ended(segment: FrozenTrial) -> str:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -21,22 +22,35 @@ from pipeline.checkpoint import (
     parse_name,
 )
 from pipeline.checkpoint.environment import changes, environment
+from pipeline.checkpoint.pace import Every
 from pipeline.checkpoint.retention import kept, referred
 from pipeline.checkpoint.snapshots import Written
 from pipeline.checkpoint.store import load_manifest
 from pipeline.checkpoint.writer import Writer
-from pipeline.errors import CheckpointError, CorruptCheckpoint, EncodeError, ThawError
+from pipeline.errors import CheckpointError, CorruptCheckpoint
 from pipeline.segment import Snapshot, Stopped, put
 from pipeline.signals import StopRequest
 from pipeline.sweep.lineage import PAUSED, PREEMPTED, PRUNED, Lineage, progress_of
+from pipeline.sweep.patience import patiently
 from pipeline.sweep.samplers import StudyView
 from pipeline.sweep.storage import HEARTBEAT_S
-from pipeline.sweep.study import Fenced, Study
+from pipeline.sweep.study import Study
 from pipeline.tracking import runs
 
 
-class Unsaved(ThawError):
-    """What training has come to could not be kept: no fault of the configuration's."""
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How checkpoints are kept.
+
+    Attributes:
+        checkpoint_every_s: seconds of training between checkpoints inside an epoch.
+        keep_bytes: what the checkpoints of the study may take; None for any amount.
+        outage_s: how long a store that fails is tried again.
+    """
+
+    checkpoint_every_s: Every = 60.0
+    keep_bytes: int | None = None
+    outage_s: float = 60.0
 
 
 log = logging.getLogger("pipeline")
@@ -46,7 +60,9 @@ EXACT = "exact"
 class TrialSegment:
     """The newest segment of a lineage, claimed by this process. Implements `pipeline.segment.Segment`."""
 
-    def __init__(self, study: Study, lineage: Lineage, *, run_id: str, view: StudyView, stop: StopRequest) -> None:
+    def __init__(
+        self, study: Study, lineage: Lineage, *, run_id: str, view: StudyView, stop: StopRequest, outage_s: float
+    ) -> None:
         self.trial = lineage.head.number
         self._id = lineage.head._trial_id
         self._study = study
@@ -56,6 +72,7 @@ class TrialSegment:
         self._store = MlflowStore(run_id)
         self._view = view
         self._stop = stop
+        self._outage_s = outage_s
         self._moved = True  # since the last heartbeat
         self._beat_s = time.monotonic()
         self._logged: set[int] = set()
@@ -151,23 +168,23 @@ class TrialSegment:
         try:
             snapshot.taken.wait()
             began_s, began_cpu_s = time.monotonic(), time.thread_time()
-            self._save(snapshot)
+            patiently(f"#{self._lineage.number:02d}: checkpoint {name}", lambda: self._save(snapshot), self._outage_s)
             took = Written(cpu_s=time.thread_time() - began_cpu_s, wall_s=time.monotonic() - began_s)
             snapshot.taken.written = took
         except Torn as error:
             log.warning("#%02d: checkpoint %s is dropped: %s", self._lineage.number, name, error)
-        except (Fenced, EncodeError):
-            raise
-        except Exception as error:
-            raise Unsaved(f"checkpoint {name} cannot be saved: {type(error).__name__}: {error}") from error
         finally:
             snapshot.taken.release()
 
     def _save(self, snapshot: Snapshot) -> None:
         """Checkpoint first, then the study, then metrics: what the study says is there, is there."""
-        parent = next(reversed(self._kept.values()), None)
-        manifest = put(self._store, snapshot, parent)
-        self._kept[manifest.name] = manifest
+        name = snapshot.manifest.name
+        manifest = self._kept.get(name)
+        if manifest is None and name in self._store.names():  # committed, but the answer was lost
+            manifest = load_manifest(self._store.get(name), name)
+        if manifest is None:
+            manifest = put(self._store, snapshot, next(reversed(self._kept.values()), None))
+        self._kept[name] = manifest
         best = manifest.best
         progress = {
             "checkpoint": manifest.name,
@@ -205,9 +222,11 @@ class TrialSegment:
     def _beat(self) -> None:
         """A heartbeat, if training has moved since the last one: a thread that beats on its own says nothing."""
         if self._moved and time.monotonic() - self._beat_s >= HEARTBEAT_S:
-            self._moved = False
-            self._study.beat(self._id)
-            self._beat_s = time.monotonic()
+            self._moved, self._beat_s = False, time.monotonic()
+            try:
+                self._study.beat(self._id)
+            except Exception as error:  # noqa: BLE001  a database that fails is tried again at the next beat
+                log.warning("#%02d: no heartbeat: %s", self._lineage.number, error)
 
     def asked_to_stop(self) -> str | None:
         self._moved = True

@@ -28,6 +28,11 @@ class Fenced(Exception):
     """This trial was ended by another process; what this one does with it no longer counts."""
 
 
+def study_names(url: str) -> list[str]:
+    """The studies of a database."""
+    return sorted(summary.study_name for summary in open_storage(url).get_all_studies())
+
+
 class Study:
     """One study. Every method is safe to call from any number of processes, and to die in."""
 

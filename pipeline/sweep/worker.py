@@ -23,9 +23,11 @@ from pipeline.run import DivergedError
 from pipeline.signals import StopRequest
 from pipeline.stages.train import train
 from pipeline.sweep.lineage import COMPLETE, DIVERGED, ERROR, LOST, PAUSED, PREEMPTED, PRUNED, Lineage
+from pipeline.sweep.patience import Unsaved
+from pipeline.sweep.quota import shrink
 from pipeline.sweep.samplers import StudyView, numbered_trial, view
 from pipeline.sweep.schedule import next_segment
-from pipeline.sweep.segment import TrialSegment, Unsaved
+from pipeline.sweep.segment import Keeping, TrialSegment
 from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.study import Fenced, Study
 from pipeline.tracking import runs
@@ -81,11 +83,12 @@ class Site:
         return None if self.tables_run_id is None else Tables(self.tables_run_id, self.tables)
 
 
-def work(study: Study, stop: StopRequest, *, checkpoint_every_s: float, only: Collection[int] | None = None) -> bool:
+def work(study: Study, stop: StopRequest, *, keeping: Keeping, only: Collection[int] | None = None) -> bool:
     """Works until nothing is left (True) or `stop` is asked for (False).
 
     Raises:
         UsageError: the experiment file is gone, or was edited since the study was opened.
+        Unsaved: checkpoints could not be saved for too long; everything can be resumed.
     """
     site, spec = Site.of(study), study.spec
     file = load_experiment(site.file)
@@ -100,9 +103,11 @@ def work(study: Study, stop: StopRequest, *, checkpoint_every_s: float, only: Co
             stop.wait(IDLE_S)
             continue
         try:
-            _Task(study, site, spec, file, data, found, stop, checkpoint_every_s).run()
+            _Task(study, site, spec, file, data, found, stop, keeping).run()
         except Fenced:
             log.warning("#%02d was taken over by another worker; this one drops it", found.number)
+        if keeping.keep_bytes is not None:
+            shrink(study, keeping.keep_bytes)
     return False
 
 
@@ -118,11 +123,11 @@ class _Task:
         data: Tables | None,
         lineage: Lineage,
         stop: StopRequest,
-        checkpoint_every_s: float,
+        keeping: Keeping,
     ) -> None:
         self._study, self._site, self._spec, self._file = study, site, spec, file
         self._data, self._lineage, self._stop = data, lineage, stop
-        self._checkpoint_every_s = checkpoint_every_s
+        self._keeping = keeping
         self._id = lineage.head._trial_id
         self._view: StudyView = view(
             study=study.name,
@@ -134,7 +139,7 @@ class _Task:
         )
 
     def run(self) -> None:
-        """Raises: Fenced."""
+        """Raises: Fenced, Unsaved."""
         try:
             config = self._config()
         except Fenced:
@@ -144,16 +149,24 @@ class _Task:
             return
         run_id = self._run(config)
         trials = ",".join(str(segment.number) for segment in self._lineage.segments)
-        with runs.active(run_id, trials=trials) as outcome:
-            try:
-                ended, raised = self._train(config, run_id)
-                if raised is not None:
-                    runs.log_text(run_id, "".join(traceback.format_exception(raised)), "traceback.txt")
-                self._end(ended, raised)
-            except Fenced:
-                outcome.state = None
+        raised: Exception | None = None
+        try:
+            with runs.active(run_id, trials=trials) as outcome:
+                try:
+                    ended, raised = self._train(config, run_id)
+                    if raised is not None:
+                        runs.log_text(run_id, "".join(traceback.format_exception(raised)), "traceback.txt")
+                    self._end(ended, raised)
+                except Fenced:
+                    outcome.state = None
+                    raise
+                outcome.state = ENDINGS[ended][1]
+        except Exception:
+            # The databases may lie on the disk that is full. Who looks next finds a trial whose process has ended.
+            if not isinstance(raised, Unsaved):
                 raise
-            outcome.state = ENDINGS[ended][1]
+        if isinstance(raised, Unsaved):
+            raise raised
 
     def _config(self) -> Any:
         """The configuration: stored, or drawn now by the sampler."""
@@ -202,7 +215,14 @@ class _Task:
         return seed_for(self._spec.seed, self._lineage.number)
 
     def _train(self, config: Any, run_id: str) -> tuple[str, Exception | None]:
-        segment = TrialSegment(self._study, self._lineage, run_id=run_id, view=self._view, stop=self._stop)
+        segment = TrialSegment(
+            self._study,
+            self._lineage,
+            run_id=run_id,
+            view=self._view,
+            stop=self._stop,
+            outage_s=self._keeping.outage_s,
+        )
         log.info("#%02d %s", self._lineage.number, self._announcement())
         try:
             with contextlib.closing(segment):
@@ -215,14 +235,14 @@ class _Task:
                     threads=self._site.threads,
                     data=self._data if self._data is not None else {},
                     origin={"code": self._spec.code, "data": self._spec.data},
-                    checkpoint_every_s=self._checkpoint_every_s,
+                    checkpoint_every_s=self._keeping.checkpoint_every_s,
                 )
         except Fenced:
             raise
         except DivergedError as error:
             return DIVERGED, error
         except Unsaved as error:
-            return LOST, error
+            return PREEMPTED, error
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
             return ERROR, error
         return ended, None

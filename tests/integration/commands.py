@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import Manifest, MlflowStore, load
 from pipeline.sweep.study import Study
+from tests.integration.preloaded import Forked
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -35,7 +36,7 @@ class Command:
         ended_fd: a file descriptor that is readable once that has ended.
     """
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[str] | Forked") -> None:
         self.process = process
         self.ended_fd = os.pidfd_open(process.pid)
         self._lines: list[str] = []
@@ -224,22 +225,32 @@ class Workplace:
         self._commands: list[Command] = []
         self._progress: list[Progress] = []
 
-    def start(self, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> Command:
-        """Starts `python -m pipeline ARGUMENTS` and returns at once."""
+    def start(
+        self, *arguments: str | Path, environment: Mapping[str, str] | None = None, fresh: bool = False
+    ) -> Command:
+        """Starts `python -m pipeline ARGUMENTS` and returns at once.
+
+        `fresh`: as a new interpreter. Without it, all that it imports is there already.
+        """
         inherited = {n: v for n, v in os.environ.items() if not n.startswith(("MLFLOW_", "PIPELINE_", "PROGRESS"))}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *map(str, arguments)],
+        told = {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        words = [str(argument) for argument in arguments]
+        process = self._fresh(words, told) if fresh else Forked(self.folder, words, told)
+        command = Command(process)
+        self._commands.append(command)
+        return command
+
+    def _fresh(self, arguments: list[str], environment: Mapping[str, str]) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *arguments],
             cwd=self.folder,
-            env={**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
         )
-        command = Command(process)
-        self._commands.append(command)
-        return command
 
     def run(self, *arguments: str | Path, code: int = 0, environment: Mapping[str, str] | None = None) -> str:
         """Runs a command to its end, which must be `code`. Returns what it printed."""

@@ -286,7 +286,7 @@ def test_a_signal_at_any_point_of_the_start_leaves_nothing_to_stumble_over(
     workplace: Workplace, uninterrupted: Callable[..., Trained], number: signal.Signals, points: list[str]
 ) -> None:
     for point in points:
-        command = workplace.start("train", AUGMENTED)
+        command = workplace.start("train", AUGMENTED, fresh=True)
         POINTS[point](workplace, command)
         command.signal_group(number)
         assert command.wait() == 75, f"{point}:\n{command.output}"
@@ -296,7 +296,7 @@ def test_a_signal_at_any_point_of_the_start_leaves_nothing_to_stumble_over(
 
 
 def test_sigterm_right_after_the_command_was_started_leaves_nothing_to_stumble_over(workplace: Workplace) -> None:
-    command = workplace.start("train", AUGMENTED)
+    command = workplace.start("train", AUGMENTED, fresh=True)
     command.signal_group(signal.SIGTERM)
     # By the signal itself, as long as python had not got to our first line.
     assert command.wait() in (75, -signal.SIGTERM), command.output
@@ -307,7 +307,7 @@ def test_killed_at_any_point_of_the_start_it_starts_again(
     workplace: Workplace, uninterrupted: Callable[..., Trained]
 ) -> None:
     for point, wait in POINTS.items():
-        command = workplace.start("train", AUGMENTED)
+        command = workplace.start("train", AUGMENTED, fresh=True)
         print(f"killed {point}")
         wait(workplace, command)
         command.kill()

@@ -1,0 +1,59 @@
+"""A study of quick.py, opened and worked on in processes that have the heavy modules loaded and die where told."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tests.integration.preloaded import PRELOADED
+from tests.integration.sweeps import QUICK
+
+
+def open_quick(folder: Path, name: str, configurations: int, pruner: str, results: Connection) -> None:
+    """Creates a study."""
+    from pipeline.experiment import load_experiment
+    from pipeline.session import Plan, Session
+    from pipeline.signals import StopRequest
+
+    session = enter(folder, lambda: Session(None, StopRequest(), None))
+    plan = Plan(
+        configurations=configurations, max_epochs=None, min_epochs=1, eta=3, pruner=pruner, sampler="tpe", seed=0
+    )
+    session.open_sweep(load_experiment(QUICK), None, name=name, plan=plan, workers=1, accept_change=False)
+    results.send(None)
+
+
+def work_on(folder: Path, name: str) -> None:
+    """Works on a study until nothing is left."""
+    from pipeline.signals import StopRequest
+    from pipeline.sweep.segment import Keeping
+    from pipeline.sweep.study import Study
+    from pipeline.sweep.worker import work
+
+    study = enter(folder, lambda: Study.load(name, f"sqlite:///{folder / 'optuna.db'}"))
+    assert work(study, StopRequest(), keeping=Keeping())
+
+
+def enter(folder: Path, make: Callable):
+    import mlflow
+
+    os.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    return make()
+
+
+def in_process(target: Callable, *arguments, code: int = 0):
+    """What `target` sends from a process of its own that ends with `code`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*arguments, theirs))
+    process.start()
+    theirs.close()
+    process.join()
+    found, exitcode = ours.recv() if ours.poll() and not code else None, process.exitcode
+    ours.close()
+    process.close()
+    assert exitcode == code
+    return found
