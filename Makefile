@@ -19,7 +19,7 @@ test: $(VENV)/test.stamp
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy pipeline
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The same database and folder as without a server; left to itself, it would put new experiments elsewhere.
 ui: $(VENV)/run.stamp

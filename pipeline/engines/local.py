@@ -29,8 +29,13 @@ from pipeline.sweep.segment import Keeping
 from pipeline.sweep.study import Study
 
 log = logging.getLogger("pipeline")
-# torch._dynamo is what the constructor of the first optimizer imports, for seconds.
-PRELOADED = ["torch", "torch._dynamo", "optuna", "mlflow", "pandas", "pipeline.sweep.worker"]
+# torch._dynamo is what the constructor of the first optimizer imports, for seconds; the stores are what the first
+# access to a database imports.
+PRELOADED = [
+    *("torch", "torch._dynamo", "pandas", "mlflow", "mlflow.store.tracking.sqlalchemy_store"),
+    *("optuna", "optuna.storages._rdb.storage", "optuna.storages._rdb.models", "alembic.migration"),
+    "pipeline.sweep.worker",
+]
 DEATHS_IN_A_ROW = 5  # of workers that had not even begun a segment; each segment has its own limit
 TICK_S = 1.0
 # A worker's exit codes. 1 is Python's own, for an exception that nobody has foreseen: that worker has died.

@@ -12,13 +12,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.engines import local
+
 if TYPE_CHECKING:
     from tests.integration.commands import Workplace
 
-PRELOADED = [
-    *("torch", "torch._dynamo", "optuna", "mlflow", "pandas", "sklearn.datasets", "sqlalchemy"),
-    *("pipeline.cli", "pipeline.sweep.worker", "tests.integration.preloaded"),
-]
+PRELOADED = [*local.PRELOADED, "sklearn.datasets", "pipeline.cli", "tests.integration.preloaded"]
 
 
 class Forked:
@@ -121,7 +120,6 @@ def _answer(folder: Path, arguments: list[str], environment: dict[str, str], *fi
     out, err = (os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for file in files)
     _become(folder, arguments, environment, out, err)
     from pipeline.__main__ import main
-    from pipeline.engines import local
 
     local.start_forkserver = lambda: None  # type: ignore[assignment,return-value]
     sys.exit(main())
