@@ -141,7 +141,7 @@ def _mutate(data, rng):
 def test_every_change_of_a_file_is_detected(written, name):
     folder = written[0]
     rng, original = random.Random(name), (folder / name).read_bytes()
-    for _ in range(300):
+    for _ in range(1700):  # of each file, more than 5,000 together
         (folder / name).write_bytes(_mutate(original, rng))
         with pytest.raises(CorruptCheckpoint):
             _read(folder)

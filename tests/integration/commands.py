@@ -314,6 +314,7 @@ class Workplace:
             os.close(command.ended_fd)
         for progress in self._progress:
             progress.close()
+        self._commands, self._progress = [], []
 
 
 def assert_same_training(left: Trained, right: Trained) -> None:

@@ -73,8 +73,10 @@ def _fork_forkserver(path: bytes, arguments: list[str], passed: list[int]) -> in
             if int(opened.name) not in (0, 1, 2, *passed):
                 with suppress(OSError):  # the listing's own is closed already
                     os.close(int(opened.name))
-        exec(arguments[-1], {})  # which is how the new interpreter would have been told
-        os._exit(0)
+        try:
+            exec(arguments[-1], {})  # which is how the new interpreter would have been told
+        finally:
+            os._exit(0)  # whatever stands above in this stack is the command's
     return pid
 
 

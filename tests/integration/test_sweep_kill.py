@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from pipeline.checkpoint import MlflowStore
 from tests.integration.commands import Workplace, wait_until_gone
 from tests.integration.sweeps import QUICK, Sweep, assert_same_results, assert_sound
 
@@ -127,9 +128,18 @@ def test_a_sweep_that_is_asked_to_stop_says_how_everything_stands_and_goes_on_by
     statuses = {"interrupted": "KILLED", "paused": "SCHEDULED", "complete": "FINISHED"}
     for run in workplace.runs(kind="configuration"):
         assert run.info.status == statuses[run.data.tags["state"]]
+    # And so does the command that only looks.
+    standing = sweep.finish("status", "--study", "quick")
+    assert "study quick: not done; " in standing
+    for run in workplace.runs(kind="configuration"):
+        (line,) = [line for line in standing.splitlines() if line.startswith(run.info.run_name)]
+        assert run.data.tags["state"] in line.split()
+        size_bytes = sum(MlflowStore(run.info.run_id, workplace.tracking_uri).sizes().values())
+        assert f" {size_bytes:,} bytes" in line
     # From its name alone, by another command in another process.
     assert "quick: 6 configurations done" in sweep.finish("resume", "--study", "quick")
     assert_sound(sweep, configurations=6)
+    assert "study quick: done; " in sweep.finish("status")
     trained = sweep.history.read_text()
     assert "nothing left to train" in sweep.finish("resume", "--study", "quick")
     assert sweep.history.read_text() == trained

@@ -1,0 +1,129 @@
+"""A store that fails: training goes on while it may come back, and stops resumably when it does not."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.commands import (
+    Command,
+    Progress,
+    Trained,
+    Workplace,
+    assert_each_step_once,
+    assert_same_training,
+)
+from tests.integration.sweeps import QUICK
+
+EPOCHS = 9  # of quick.py
+TRAIN = ("train", QUICK, "--study", "one")
+
+
+class Disk:
+    """A small file system where the artifacts of a workplace are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._filler = folder / "filler"
+
+    def fill(self) -> None:
+        with self._filler.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+
+    def empty(self) -> None:
+        self._filler.unlink()
+
+    def forbid(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
+
+    def allow(self) -> None:
+        subprocess.run(["mount", "-o", "remount,rw", self.folder], check=True)
+
+
+WAYS = {
+    "full": (Disk.fill, Disk.empty, "No space left on device"),
+    "read-only": (Disk.forbid, Disk.allow, "Read-only file system"),
+}
+
+
+@pytest.fixture
+def disk(workplace: Workplace) -> Iterator[Disk]:
+    folder = workplace.folder / "mlruns"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "thaw-test", folder]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield Disk(folder)
+    workplace.close()
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(new_workplace) -> Trained:
+    place = new_workplace("undisturbed")
+    place.run(*TRAIN)
+    return place.trained()
+
+
+def environment(progress: Progress, gate: str = "") -> dict[str, str]:
+    return {**progress.environment(gate), "HISTORY": os.devnull}
+
+
+def at_the_gate(workplace: Workplace, *flags: str) -> tuple[Command, Progress]:
+    """A training that waits in the middle of its third epoch."""
+    progress = workplace.progress()
+    command = workplace.start(*TRAIN, *flags, environment=environment(progress, gate="2 2"))
+    progress.wait_for_end_of(" 2 2", command)
+    return command, progress
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_while_a_store_fails_training_goes_on_and_nothing_is_lost(workplace, disk, undisturbed, way):
+    fail, recover, reason = WAYS[way]
+    command, progress = at_the_gate(workplace)
+    fail(disk)
+    progress.open_gate()
+    command.wait_for_output("cannot be saved")
+    progress.wait_for_end_of(" 3 5", command)
+    recover(disk)
+    assert command.wait() == 0, command.output
+    assert reason in command.output
+    assert "training goes on" in command.output
+    assert_same_training(workplace.trained(), undisturbed)
+    assert_each_step_once(workplace.trained(), EPOCHS)
+    assert [trial.user_attrs["ended"] for trial in workplace.trials()] == ["complete"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_store_that_does_not_come_back_stops_training_resumably(workplace, disk, undisturbed, way):
+    fail, recover, reason = WAYS[way]
+    command, progress = at_the_gate(workplace, "--outage-s", "0.5")
+    fail(disk)
+    progress.open_gate()
+    assert command.wait() == 75, command.output
+    assert f"{reason}" in command.output
+    assert "run the same command again" in command.output
+    assert "Traceback" not in command.output
+    (run,) = workplace.runs(kind="configuration")
+    assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
+    recover(disk)
+    workplace.run(*TRAIN)
+    assert_same_training(workplace.trained(), undisturbed)
+    assert_each_step_once(workplace.trained(), EPOCHS)
+    assert [trial.user_attrs["ended"] for trial in workplace.trials()] == ["preempted", "complete"]
+    assert run.info.run_id == workplace.trained().run.info.run_id
+
+
+def test_what_was_saved_before_a_store_failed_stays_good(workplace, disk):
+    command, progress = at_the_gate(workplace, "--outage-s", "0")
+    disk.fill()
+    progress.open_gate()
+    assert command.wait() == 75, command.output
+    assert "0 of them do not verify" in workplace.run("verify", "--study", "one")
