@@ -131,9 +131,9 @@ def train(config: Config, run: Run) -> None:
         model.train()
         for pixels, digits in run.batches(loader):
             loss = cross_entropy(model(pixels.to(run.device)), digits.to(run.device))
-            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            optimizer.zero_grad()
             run.mean(train_loss=loss.item())
         scheduler.step()
         val_loss, val_accuracy = measure(model, validation, run.device)

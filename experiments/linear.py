@@ -36,9 +36,9 @@ def train(config: Config, run: Run) -> None:
     for _ in run.epochs():
         for inputs, targets in run.batches(loader):
             loss = mse_loss(model(inputs.to(run.device)), targets.to(run.device))
-            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            optimizer.zero_grad()
             run.mean(train_loss=loss.item())
         run.report()  # the averages are in it: train_loss
 

@@ -348,9 +348,9 @@ def train(config: Config, run: Run) -> None:
         model.train()
         for rows, labels in run.batches(loader):
             loss = loss_of(model(rows.to(run.device)), labels.to(run.device))
-            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            optimizer.zero_grad()
             run.mean(train_loss=loss.item())
         if len(validation):
             val_loss, val_accuracy = measure(model, validation, run.device)

@@ -176,6 +176,7 @@ def test_an_optimizer_whose_steps_are_not_seen_is_copied_at_once(watched, gate):
     step(objects)
     snapshots.take().release()
     # Since then nothing has called the hook, as when a CUDA graph is replayed.
+    snapshots.settle()
     gate.copied = 0
     taken = snapshots.take()
     taken.wait()

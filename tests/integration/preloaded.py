@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def _become(folder: Path, arguments: list[str], environment: dict[str, str], out
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = ["pipeline", *arguments]
+    tempfile.tempdir = None  # which the environment may name
 
 
 @dataclass(frozen=True, kw_only=True)
