@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := run
-.PHONY: run test ui clean
+.PHONY: run test ui bench clean
 
 # MLflow starts `python` by its name: the one that has the packages must come first.
 run: $(VENV)/run.stamp
@@ -21,6 +21,10 @@ test: $(VENV)/test.stamp
 	$(PY) -m mypy pipeline
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# The peers are installed for this alone.
+bench: $(VENV)/bench.stamp
+	$(PY) -m benchmarks.checkpoint $(ARGS)
+
 # The same database and folder as without a server; left to itself, it would put new experiments elsewhere.
 ui: $(VENV)/run.stamp
 	@echo "MLflow: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)"
@@ -30,7 +34,7 @@ ui: $(VENV)/run.stamp
 # The results (mlflow.db, optuna.db, mlruns) are not touched: they are yours.
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find pipeline experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find pipeline experiments tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/run.stamp: requirements.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'
@@ -40,4 +44,8 @@ $(VENV)/run.stamp: requirements.txt
 
 $(VENV)/test.stamp: requirements-test.txt $(VENV)/run.stamp
 	$(PY) -m pip install -r requirements-test.txt
+	@touch $@
+
+$(VENV)/bench.stamp: requirements-bench.txt $(VENV)/run.stamp
+	$(PY) -m pip install -r requirements-bench.txt
 	@touch $@

@@ -189,10 +189,11 @@ class Run:
             else:
                 self._resumed = None
         self._watch()
+        rng = capture_random()
         while self.epoch < self.max_epochs:
-            self._epoch_start = {"rng": capture_random(), "generators": capture_generators(self._objects)}
+            self._epoch_start = {"rng": rng, "generators": capture_generators(self._objects)}
             yield self.epoch
-            self._turn(inspect.currentframe())
+            rng = self._turn(inspect.currentframe())
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of this epoch that remain; call it once an epoch.
@@ -336,7 +337,8 @@ class Run:
             self._inside = self.batch > 0
             self.done = state["loop"]["done"]
 
-    def _turn(self, frame: FrameType | None) -> None:
+    def _turn(self, frame: FrameType | None) -> dict[str, Any]:
+        """Ends the epoch; returns the random state that the next one starts with."""
         if self._report is None:
             caller = frame.f_back if frame is not None else None
             place = f" ({caller.f_code.co_filename}, line {caller.f_lineno})" if caller is not None else ""
@@ -349,17 +351,19 @@ class Run:
                 f"the checkpoint lies inside epoch {self.epoch}, which ran without run.batches; the loop was changed"
             )
         report = self._report
-        self._complete_epoch(report)
+        snapshot = self._complete_epoch(report)
         stop = self._segment.asked_to_stop() if self.epoch < self.max_epochs else None
         stop = self._segment.after_epoch(report) or stop
         if stop:
             self._leave(stop)
+        rng: dict[str, Any] = snapshot.state["rng"]
+        return rng
 
     def _leave(self, why: str) -> NoReturn:
         self.stopped = Stopped(why)
         raise self.stopped
 
-    def _complete_epoch(self, report: Report) -> None:
+    def _complete_epoch(self, report: Report) -> Snapshot:
         self.epoch, self.batch = self.epoch + 1, 0
         self._history += (report,)
         self._report, self._means = None, {}
@@ -373,6 +377,7 @@ class Run:
         snapshot = self._snapshot()
         self._feed = None
         self._commit(snapshot)
+        return snapshot
 
     def _name(self) -> str:
         return checkpoint_name(self._position(), self._segment.trial)

@@ -119,7 +119,7 @@ def tree(checkpoint: Checkpoint) -> int:
             print(f"{'  ' * depth}{parents[depth]}")
         above = parents
         shape = "x".join(str(size) for size in tensor.shape) or "scalar"
-        print(f"{'  ' * len(parents)}{leaf}  {tensor.dtype} {shape}")
+        print(f"{'  ' * len(parents)}{leaf}  {tensor.dtype} {shape}  {tensor.size_bytes:,} bytes")
     size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
     print(f"{len(manifest.tensors)} tensors, {size_bytes:,} bytes")
     return DONE

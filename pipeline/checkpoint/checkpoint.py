@@ -37,10 +37,11 @@ class Checkpoint:
     manifest: Manifest
 
     @classmethod
-    def open(cls, run: str | Path, which: str | Position = "latest") -> "Checkpoint":
+    def open(cls, run: str | Path, which: str | int | Position = "latest") -> "Checkpoint":
         """A checkpoint of an MLflow run (its id) or of the folder that `Run.local` used.
 
-        `which` is "latest", "best", a Position (of several there, the last trial's) or a checkpoint's name.
+        `which` is "latest", "best", a step (batches since the start of training), a Position (of several there, the
+        last trial's) or a checkpoint's name.
         Raises UsageError if there is none such, CorruptCheckpoint if its manifest is not sound.
         """
         store = _store(run)
@@ -53,6 +54,11 @@ class Checkpoint:
             if best is None or best.checkpoint is None:
                 raise UsageError(f"{run}: {name} knows of no best checkpoint; open 'latest'")
             name = best.checkpoint
+        elif isinstance(which, int):
+            steps = {cls.of(store, name).manifest.step: name for name in names}
+            if which not in steps:
+                raise UsageError(f"{run}: no checkpoint at step {which}; there are {', '.join(map(str, steps))}")
+            name = steps[which]
         elif isinstance(which, Position):
             there = [name for name in names if (found := parse_name(name)) and found[0] == which]
             if not there:

@@ -9,6 +9,7 @@ from typing import Any
 from blake3 import blake3
 
 from pipeline.checkpoint import strict_json
+from pipeline.checkpoint.dtypes import DTYPES
 from pipeline.errors import CorruptCheckpoint, EncodeError
 
 TENSORS, FROZEN, STATE = "state.safetensors", "frozen.safetensors", "state.json"
@@ -65,6 +66,11 @@ class TensorEntry:
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +243,7 @@ def _read_file(data: Any) -> FileEntry:
 
 def _read_tensor(data: Any) -> TensorEntry:
     _keys(data, "dtype", "shape")
-    _check(isinstance(data["dtype"], str), "a dtype", data["dtype"])
+    _check(isinstance(data["dtype"], str) and data["dtype"] in DTYPES, "a dtype", data["dtype"])
     _check(isinstance(data["shape"], list), "a shape", data["shape"])
     return TensorEntry(dtype=data["dtype"], shape=tuple(_count(size) for size in data["shape"]))
 

@@ -34,6 +34,8 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def frozen(module: nn.Module) -> set[str]:
     """The names of parameters that want no gradient: training is not expected to change them."""
+    if all(parameter.requires_grad for parameter in module.parameters()):
+        return set()
     return {name for name, parameter in parameters(module).items() if not parameter.requires_grad}
 
 

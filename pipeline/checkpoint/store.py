@@ -4,6 +4,7 @@ import logging
 import shutil
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
@@ -117,20 +118,11 @@ class FolderStore:
         for path, name in (whole | begun).items():
             kept = () if path in begun else names
             if _may_go(name, kept, upto_trial) and not (path / _SET_ASIDE_FILE).exists():
-                needed = () if path in begun else (files or {}).get(name, ())
-                (path / MANIFEST).unlink(missing_ok=True)
-                for file in path.iterdir():
-                    if file.name not in needed:
-                        file.unlink()
-                if not needed:
-                    path.rmdir()
+                _remove(path, () if path in begun else (files or {}).get(name, ()))
 
     def sizes(self) -> dict[str, int]:
-        return {
-            path.name: sum(file.stat().st_size for file in path.iterdir())
-            for path in self.folder.glob("s*")
-            if parse_name(path.name) is not None
-        }
+        names = [path.name for path in self.folder.glob("s*") if parse_name(path.name) is not None]
+        return {name: sum(_sizes(self.folder / name).values()) for name in names}
 
 
 class MlflowStore:
@@ -235,8 +227,7 @@ class MlflowStore:
     def _files(self, name: str) -> dict[str, int]:
         """The files of a checkpoint, with their bytes."""
         if self._here is not None:
-            folder = self._here.folder / name
-            return {path.name: path.stat().st_size for path in folder.iterdir()} if folder.is_dir() else {}
+            return _sizes(self._here.folder / name)
         infos = self._client.list_artifacts(self.run_id, f"{_ROOT}/{name}")
         return {PurePosixPath(info.path).name: info.file_size or 0 for info in infos}
 
@@ -296,6 +287,27 @@ def _checked(name: str) -> str:
 def _may_go(name: str, kept: Collection[str], upto_trial: int) -> bool:
     parsed = parse_name(name)
     return parsed is not None and parsed[1] <= upto_trial and name not in kept
+
+
+def _remove(folder: Path, needed: Collection[str]) -> None:
+    """Deletes the files of a folder, the manifest first, save what is needed. Another process may be doing the same."""
+    with suppress(FileNotFoundError):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for file in list(folder.iterdir()):
+            if file.name not in needed:
+                file.unlink(missing_ok=True)
+        if not needed:
+            folder.rmdir()
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The files of a folder, with their bytes; none if it is not there, or no more."""
+    found: dict[str, int] = {}
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                found[path.name] = path.stat().st_size
+    return found
 
 
 def _complete(folder: Path) -> None:

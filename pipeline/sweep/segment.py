@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 from optuna.pruners import NopPruner
@@ -168,7 +168,12 @@ class TrialSegment:
         try:
             snapshot.taken.wait()
             began_s, began_cpu_s = time.monotonic(), time.thread_time()
-            patiently(f"#{self._lineage.number:02d}: checkpoint {name}", lambda: self._save(snapshot), self._outage_s)
+            tries = count()
+            patiently(
+                f"#{self._lineage.number:02d}: checkpoint {name}",
+                lambda: self._save(snapshot, again=next(tries) > 0),
+                self._outage_s,
+            )
             took = Written(cpu_s=time.thread_time() - began_cpu_s, wall_s=time.monotonic() - began_s)
             snapshot.taken.written = took
         except Torn as error:
@@ -176,11 +181,14 @@ class TrialSegment:
         finally:
             snapshot.taken.release()
 
-    def _save(self, snapshot: Snapshot) -> None:
-        """Checkpoint first, then the study, then metrics: what the study says is there, is there."""
+    def _save(self, snapshot: Snapshot, *, again: bool) -> None:
+        """Checkpoint first, then the study, then metrics: what the study says is there, is there.
+
+        `again`: a try before this one was cut short, anywhere.
+        """
         name = snapshot.manifest.name
         manifest = self._kept.get(name)
-        if manifest is None and name in self._store.names():  # committed, but the answer was lost
+        if manifest is None and again and name in self._store.names():  # committed, but the answer was lost
             manifest = load_manifest(self._store.get(name), name)
         if manifest is None:
             manifest = put(self._store, snapshot, next(reversed(self._kept.values()), None))

@@ -107,7 +107,10 @@ def work(study: Study, stop: StopRequest, *, keeping: Keeping, only: Collection[
         except Fenced:
             log.warning("#%02d was taken over by another worker; this one drops it", found.number)
         if keeping.keep_bytes is not None:
-            shrink(study, keeping.keep_bytes)
+            try:
+                shrink(study, keeping.keep_bytes)
+            except Exception as error:  # noqa: BLE001  stores raise what they like; it is tried again after the next
+                log.warning("--keep-gb: old checkpoints cannot be deleted: %s", error)
     return False
 
 
@@ -154,7 +157,7 @@ class _Task:
             with runs.active(run_id, trials=trials) as outcome:
                 try:
                     ended, raised = self._train(config, run_id)
-                    if raised is not None:
+                    if raised is not None and not isinstance(raised, Unsaved):
                         runs.log_text(run_id, "".join(traceback.format_exception(raised)), "traceback.txt")
                     self._end(ended, raised)
                 except Fenced:

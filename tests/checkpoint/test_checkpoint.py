@@ -74,6 +74,14 @@ def test_a_run_that_is_not_there_is_a_usage_error(tmp_path):
         Checkpoint.open(tmp_path)
 
 
+def test_a_checkpoint_opens_by_its_step(run):
+    folder, _ = run
+    assert Checkpoint.open(folder, 1).position == Position(0, 1, 0)
+    assert Checkpoint.open(folder, 2).position == Position(0, 2, 0)
+    with pytest.raises(UsageError, match="no checkpoint at step 3; there are 1, 2"):
+        Checkpoint.open(folder, 3)
+
+
 def test_metrics_and_history_are_those_that_were_reported(run):
     checkpoint = Checkpoint.open(run[0])
     assert checkpoint.metrics == {"val_loss": 2.0, "accuracy": 0.5}

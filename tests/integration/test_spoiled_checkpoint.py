@@ -98,5 +98,5 @@ def test_inspect_prints_what_is_in_a_checkpoint(pruned: Workplace) -> None:
     run_id = pruned.trained(state="complete").run.info.run_id
     output = pruned.run("inspect", run_id)
     assert "epoch 5, batch 0" in output
-    assert "model\n  bias  float32 1\n  weight  float32 1x1\n" in output
+    assert "model\n  bias  float32 1  4 bytes\n  weight  float32 1x1  4 bytes\n" in output
     assert "no such MLflow run" in pruned.run("inspect", "0" * 32, code=2)

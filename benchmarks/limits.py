@@ -1,0 +1,41 @@
+"""What the machine can do with as many bytes, without a checkpoint: the limits to compare with."""
+
+import os
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+
+from benchmarks.method import seconds
+
+
+class Limits:
+    """Two buffers of a size, touched, and what can be done with them; all results are seconds."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._from = torch.ones(size_bytes, dtype=torch.uint8)
+        self._to = torch.zeros(size_bytes, dtype=torch.uint8)
+
+    def memcpy(self) -> float:
+        """From memory to memory, with the threads that torch has."""
+        return seconds(lambda: self._to.copy_(self._from))
+
+    def write(self, folder: Path) -> float:
+        """To a new file, synced."""
+        return seconds(lambda: self._write(folder / "raw"))
+
+    def digest(self) -> float:
+        """BLAKE3 with all threads."""
+        return seconds(lambda: blake3(memoryview(self._to.numpy()), max_threads=blake3.AUTO).digest())
+
+    def _write(self, path: Path) -> None:
+        data = memoryview(self._to.numpy())
+        with path.open("xb", buffering=0) as file:
+            while data:
+                data = data[os.write(file.fileno(), data) :]
+            os.fsync(file.fileno())
+
+
+def read_and_digest(path: Path) -> float:
+    """A file into memory, and BLAKE3 of it with all threads; seconds."""
+    return seconds(lambda: blake3(path.read_bytes(), max_threads=blake3.AUTO).digest())
