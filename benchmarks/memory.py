@@ -1,8 +1,8 @@
 """Peak memory of a training with and without snapshots, each in a process of its own.
 
-`python -m benchmarks.memory PARAMETERS TRACKING_URI` trains without; with an MLflow run's id as a third argument, a
-snapshot is taken each epoch and committed to that run. Either prints its peak and the size of the
-state, in bytes.
+`python -m benchmarks.memory PARAMETERS TRACKING_URI RUN snapshots` trains and commits a snapshot to that MLflow run after
+each epoch; with `none` as the last word it trains alone, connected to MLflow all the same. Either prints its peak and
+the size of the state, in bytes.
 """
 
 import subprocess
@@ -32,30 +32,30 @@ class Peaks:
 
 def peaks(parameters: int, tracking_uri: str, run_id: str) -> Peaks:
     """Measures both."""
-    training, state = _child(parameters, tracking_uri)
-    with_snapshots, _ = _child(parameters, tracking_uri, run_id)
+    training, state = _child(parameters, tracking_uri, run_id, "none")
+    with_snapshots, _ = _child(parameters, tracking_uri, run_id, "snapshots")
     return Peaks(training=training, with_snapshots=with_snapshots, state=state)
 
 
-def _child(parameters: int, tracking_uri: str, *run_id: str) -> tuple[int, int]:
-    command = [sys.executable, "-m", __name__, str(parameters), tracking_uri, *run_id]
+def _child(parameters: int, *words: str) -> tuple[int, int]:
+    command = [sys.executable, "-m", __name__, str(parameters), *words]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     peak, state = map(int, output.split())
     return peak, state
 
 
-def _train(parameters: int, tracking_uri: str, run_id: str | None) -> int:
+def _train(parameters: int, tracking_uri: str, run_id: str, *, snapshots: bool) -> int:
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
     training = Training(parameters)
-    thaw = None if run_id is None else Thaw(training, run_id)
+    thaw = Thaw(training, run_id)
+    mlflow.MlflowClient().get_run(run_id)
     for _ in range(EPOCHS):
         training.epoch()
-        if thaw is not None:
+        if snapshots:
             thaw.take()
-    if thaw is not None:
-        thaw.close()
+    thaw.close()
     return training.state_bytes
 
 
@@ -68,5 +68,5 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    state_bytes = _train(int(sys.argv[1]), sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+    state_bytes = _train(int(sys.argv[1]), sys.argv[2], sys.argv[3], snapshots=sys.argv[4] == "snapshots")
     print(_peak(), state_bytes)

@@ -5,7 +5,7 @@ is, `grad` has the gradients that are pending, `transient` the buffers that `sta
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,15 @@ def _live_state(name: str, value: Any, modules: Mapping[str, nn.Module]) -> Any:
     return value.state_dict()
 
 
+def _candidates(value: object) -> Iterable[Tensor]:
+    """The parameters of an object that can have a gradient."""
+    if isinstance(value, nn.Module):
+        return value.parameters()
+    if isinstance(value, Optimizer):
+        return (parameter for group in value.param_groups for parameter in group["params"])
+    return ()
+
+
 def _parameters(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
     """The parameters that can have a gradient, by object and name; those of modules once, under the first."""
     found: dict[str, dict[str, Tensor]] = {}
@@ -122,14 +131,15 @@ def _parameters(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
         if isinstance(value, nn.Module):
             named.update(module_states.parameters(value))
         elif isinstance(value, Optimizer):
-            every = [parameter for group in value.param_groups for parameter in group["params"]]
-            named.update((str(index), parameter) for index, parameter in enumerate(every))
+            named.update((str(index), parameter) for index, parameter in enumerate(_candidates(value)))
         found[owner] = {name: value for name, value in named.items() if id(value) not in seen}
         seen.update(map(id, named.values()))
     return found
 
 
 def _gradients(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
+    if not any(parameter.grad is not None for value in objects.values() for parameter in _candidates(value)):
+        return {}
     pending = {
         owner: {name: value.grad for name, value in named.items() if value.grad is not None}
         for owner, named in _parameters(objects).items()

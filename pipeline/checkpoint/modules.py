@@ -15,6 +15,8 @@ _COMPILED = "_orig_mod"  # what torch.compile puts between a module's name and i
 
 def plain_name(name: str) -> str:
     """A parameter's name as it is without torch.compile."""
+    if _COMPILED not in name:
+        return name
     return ".".join(part for part in name.split(".") if part != _COMPILED)
 
 

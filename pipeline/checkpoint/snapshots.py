@@ -26,6 +26,7 @@ from pipeline.checkpoint.codec import tensor_name
 from pipeline.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+Pair = tuple[Tensor, Tensor]  # a buffer and the live tensor that belongs into it
 _LATE_BYTES = 2**16  # smaller ones are copied sooner than put on a list
 
 
@@ -101,7 +102,7 @@ class Snapshots:
         self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in optimizers]
         self._stepped: list[Optimizer] = []  # since the last snapshot
         self._overlap: bool | None = None  # None until it was seen whether the training allows it
-        self._seen: list[tuple[Tensor, Tensor]] = []  # buffer and live tensor, to be compared
+        self._seen: list[Pair] = []  # buffer and live tensor, to be compared
         self._last: Taken | None = None
         self._beside = ThreadPoolExecutor(1, "snapshot")
         self._stream: torch.cuda.Stream | None = None
@@ -114,32 +115,39 @@ class Snapshots:
         arena.begin()
         taken = Taken(arena)
         late = self._changed_by_step() if self._overlap is not False else {}
-        at_once: list[tuple[Tensor, Tensor]] = []
+        from_cuda: tuple[list[Pair], list[Pair]] = ([], [])  # at once, and late
 
         def copied(tensor: Tensor) -> Tensor:
-            tensor = tensor.detach()
             if not is_plain(tensor):
-                return tensor.clone()
+                return tensor.detach().clone()
             buffer = arena.buffer_for(tensor)
-            pair = (buffer, tensor)
-            if tensor.nbytes <= late.get(tensor.data_ptr(), -1) and tensor.is_contiguous():
-                if self._overlap:
-                    taken._late.append((*pair, tensor._version))
-                    return buffer
-                self._seen.append(pair)
-            at_once.append(pair)
+            waits_for_step = bool(late) and tensor.nbytes <= late.get(tensor.data_ptr(), -1) and tensor.is_contiguous()
+            overlaps = waits_for_step and self._overlap is True
+            if overlaps:
+                taken._late.append((buffer, tensor, tensor._version))
+            elif waits_for_step:
+                self._seen.append((buffer, tensor))
+            if tensor.is_cuda:
+                from_cuda[overlaps].append((buffer, tensor))
+            elif not overlaps:
+                buffer.copy_(tensor)
             return buffer
 
         self._seen = []
         self._stepped = []
-        taken.state = capture(self._objects, copied)
+        with torch.no_grad():
+            taken.state = capture(self._objects, copied)
         taken.frozen = frozenset(
             tensor_name((owner, name))
             for owner, value in self._objects.items()
             if isinstance(value, nn.Module)
             for name in modules.frozen(value)
         )
-        taken._copied = self._copy(at_once, [(buffer, tensor) for buffer, tensor, _ in taken._late])
+        on_cpu = [(buffer, tensor) for buffer, tensor, _ in taken._late if not tensor.is_cuda]
+        taken._copied = _Copied(
+            self._beside.submit(_copy_all, on_cpu) if on_cpu else None,
+            self._copy_from_cuda(*from_cuda) if any(from_cuda) else None,
+        )
         taken.stall_s = time.perf_counter() - began_s
         if not taken._late:
             taken.settle()
@@ -182,8 +190,9 @@ class Snapshots:
             return {}
         found: list[Tensor] = []
         for optimizer in {id(one): one for one in self._stepped}.values():
-            found += [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            found += [value for state in optimizer.state.values() for value in _tensors(state)]
+            for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+                if parameter.nbytes >= _LATE_BYTES:  # what an optimizer keeps of a small one is small too
+                    found += [parameter, *_tensors(optimizer.state.get(parameter))]
         for value in self._objects.values():
             if isinstance(value, nn.Module):
                 found += [parameter for parameter in value.parameters() if not parameter.requires_grad]
@@ -193,25 +202,12 @@ class Snapshots:
             if one.nbytes >= _LATE_BYTES and is_plain(one) and not one.is_inference()  # those have no version
         }
 
-    def _copy(self, at_once: list[tuple[Tensor, Tensor]], late: list[tuple[Tensor, Tensor]]) -> "_Copied":
-        for buffer, tensor in at_once:
-            if not tensor.is_cuda:
-                buffer.copy_(tensor)
-        on_cpu = [pair for pair in late if not pair[1].is_cuda]
-        on_cuda = [[pair for pair in pairs if pair[1].is_cuda] for pairs in (at_once, late)]
-        return _Copied(
-            self._beside.submit(_copy_all, on_cpu) if on_cpu else None,
-            self._copy_from_cuda(*on_cuda) if any(on_cuda) else None,
-        )
-
-    def _copy_from_cuda(
-        self, at_once: list[tuple[Tensor, Tensor]], late: list[tuple[Tensor, Tensor]]
-    ) -> torch.cuda.Event:
+    def _copy_from_cuda(self, at_once: list[Pair], late: list[Pair]) -> torch.cuda.Event:
         """Queues the copies on a stream of their own; the training's waits for it where it must."""
         training = torch.cuda.current_stream()
         self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._stream.wait_stream(training)
-        with torch.cuda.stream(self._stream):
+        with torch.no_grad(), torch.cuda.stream(self._stream):
             for buffer, tensor in at_once:
                 buffer.copy_(tensor, non_blocking=True)
             training.wait_stream(self._stream)
@@ -241,7 +237,8 @@ class _Copied:
             self._cuda.synchronize()
 
 
-def _copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+@torch.no_grad()
+def _copy_all(pairs: Iterable[Pair]) -> None:
     for buffer, tensor in pairs:
         buffer.copy_(tensor)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.checkpoint.manifest import FileEntry
 
 _CHUNK_BYTES = 8 * 2**20
+_SYNC_BYTES = 64 * 2**20  # the disk begins with these while the next are still being written
 _CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -42,16 +43,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
 
     Raises OSError.
     """
-    digest, size_bytes = blake3(), 0
-    # Hashing and writing both leave Python's lock alone, so the one hides behind the other.
-    with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1, "digest") as beside:
-        pending = None
+    digest, size_bytes, unsynced_bytes = blake3(), 0, 0
+    # Hashing, writing and syncing all leave Python's lock alone, so they hide behind each other.
+    with path.open("xb", buffering=0) as file, ThreadPoolExecutor(2, "checkpoint file") as beside:
+        digesting = syncing = None
         for chunk in _chunks(tensors):
-            if pending is not None:
-                pending.result()
-            pending = beside.submit(digest.update, chunk)
+            if digesting is not None:
+                digesting.result()
+            digesting = beside.submit(digest.update, chunk)
             _write_all(file.fileno(), chunk)
             size_bytes += len(chunk)
+            unsynced_bytes += len(chunk)
+            if unsynced_bytes >= _SYNC_BYTES and (syncing is None or syncing.done()):
+                syncing, unsynced_bytes = beside.submit(os.fdatasync, file.fileno()), 0
+        if syncing is not None:
+            syncing.result()
         os.fsync(file.fileno())
     return FileEntry(size_bytes=size_bytes, blake3=digest.hexdigest())
 
