@@ -1,8 +1,8 @@
 """Peak memory of a training with and without snapshots, each in a process of its own.
 
-`python -m benchmarks.memory PARAMETERS TRACKING_URI RUN snapshots` trains and commits a snapshot to that MLflow run after
-each epoch; with `none` as the last word it trains alone, connected to MLflow all the same. Either prints its peak and
-the size of the state, in bytes.
+`python -m benchmarks.memory PARAMETERS TRACKING_URI RUN snapshots` trains, and commits a snapshot to that MLflow run
+after each epoch; with `none` as the last word it trains alone, connected to MLflow all the same. Either prints its
+peak and the size of the state, in bytes.
 """
 
 import subprocess
