@@ -38,8 +38,9 @@ class BenchmarkSegment:
     def resume(self) -> tuple[Manifest, dict[str, Any]] | None:
         return None
 
-    def make_room(self, manifest: Manifest) -> None:
+    def make_room(self, manifest: Manifest) -> bool:
         self._writer.make_room(lambda _: False)
+        return False
 
     def commit(self, snapshot: Snapshot) -> None:
         self.last = snapshot

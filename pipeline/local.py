@@ -28,13 +28,13 @@ class LocalSegment:
         self._parent = None if found is None else found[0]
         return found
 
-    def make_room(self, manifest: Manifest) -> None:
-        pass
+    def make_room(self, manifest: Manifest) -> bool:
+        return False
 
     def commit(self, snapshot: Snapshot) -> None:
-        snapshot.taken.settle()
-        snapshot.taken.wait()
         try:
+            snapshot.taken.settle()
+            snapshot.taken.wait()
             self._parent = put(self._store, snapshot, self._parent)
         finally:
             snapshot.taken.release()

@@ -190,10 +190,13 @@ class Run:
                 self._resumed = None
         self._watch()
         rng = capture_random()
-        while self.epoch < self.max_epochs:
-            self._epoch_start = {"rng": rng, "generators": capture_generators(self._objects)}
-            yield self.epoch
-            rng = self._turn(inspect.currentframe())
+        try:
+            while self.epoch < self.max_epochs:
+                self._epoch_start = {"rng": rng, "generators": capture_generators(self._objects)}
+                yield self.epoch
+                rng = self._turn(inspect.currentframe())
+        finally:
+            self._settle()  # what comes after the loop may change weights, and no other snapshot follows
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of this epoch that remain; call it once an epoch.
@@ -300,7 +303,7 @@ class Run:
         if self._resumed is not None:  # the stage had returned before a kill, and has nothing tracked here
             snapshot = replace(snapshot, state={**self._resumed, "loop": snapshot.state["loop"]})
         self._commit(snapshot)
-        return snapshot.manifest, snapshot.state
+        return snapshot.manifest, {"loop": snapshot.state["loop"]}
 
     def close(self) -> None:
         """Called when `train` was left in whatever way: nothing of the run goes on beside it any more."""
@@ -360,6 +363,7 @@ class Run:
         return rng
 
     def _leave(self, why: str) -> NoReturn:
+        self._settle()  # the user's `finally` may change weights
         self.stopped = Stopped(why)
         raise self.stopped
 
@@ -399,7 +403,7 @@ class Run:
             files={},
             tensors={},
         )
-        self._segment.make_room(manifest)
+        must_stand = self._segment.make_room(manifest)
         if self._feed is not None:
             self._loader_state = self._feed.inside() if inside else self._feed.after()
         loop = {
@@ -409,7 +413,7 @@ class Run:
             "previous": self._previous,
             "done": self.done,
         }
-        taken = self._watch().take()
+        taken = self._watch().take(inside=inside, at_once=must_stand)
         self._pace.taken(taken)
         return Snapshot(manifest=manifest, state={**taken.state, "rng": capture_random(), "loop": loop}, taken=taken)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.checkpoint import Checkpoint, Manifest, Report, Store, Taken, save
+from pipeline.checkpoint.manifest import FROZEN
 
 
 class Stopped(BaseException):
@@ -41,6 +42,10 @@ class Snapshot:
 def put(store: Store, snapshot: Snapshot, parent: Manifest | None) -> Manifest:
     """Commits a snapshot to a store; returns its manifest, completed. `parent` is what was committed before it."""
     manifest, state, frozen = snapshot.manifest, snapshot.state, snapshot.taken.frozen
+    entry = parent.files.get(FROZEN) if parent is not None else None
+    if parent is not None and entry is not None:
+        there = store.files(entry.at or parent.name)
+        parent = parent if there.get(FROZEN) == entry.size_bytes else None  # gone: it is stored anew
     return store.put(manifest.name, lambda folder: save(folder, state, manifest, frozen=frozen, parent=parent))
 
 
@@ -54,8 +59,11 @@ class Segment(Protocol):
     def resume(self) -> tuple[Manifest, dict[str, Any]] | None:
         """The checkpoint to continue from, verified; None at the start of training."""
 
-    def make_room(self, manifest: Manifest) -> None:
-        """Called before each snapshot, with what its manifest will be: returns when one can be taken."""
+    def make_room(self, manifest: Manifest) -> bool:
+        """Called before each snapshot, with what its manifest will be: returns when one can be taken.
+
+        And whether that one must stand, because another with the best weights so far made room for it.
+        """
 
     def commit(self, snapshot: Snapshot) -> None:
         """Stores a checkpoint, now or soon, and releases the snapshot."""

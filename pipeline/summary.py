@@ -120,8 +120,7 @@ def tree(checkpoint: Checkpoint) -> int:
         above = parents
         shape = "x".join(str(size) for size in tensor.shape) or "scalar"
         print(f"{'  ' * len(parents)}{leaf}  {tensor.dtype} {shape}  {tensor.size_bytes:,} bytes")
-    size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
-    print(f"{len(manifest.tensors)} tensors, {size_bytes:,} bytes")
+    print(f"{len(manifest.tensors)} tensors, {manifest.size_bytes:,} bytes")
     return DONE
 
 

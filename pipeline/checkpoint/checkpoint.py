@@ -73,7 +73,7 @@ class Checkpoint:
     @classmethod
     def of(cls, store: Store, name: str) -> "Checkpoint":
         """The checkpoint of this name in a store. Raises CorruptCheckpoint if its manifest is not sound."""
-        return cls(store=store, name=name, manifest=load_manifest(store.get(name), name))
+        return cls(store=store, name=name, manifest=load_manifest(store, name))
 
     @property
     def position(self) -> Position:

@@ -16,8 +16,8 @@ class Pace:
 
     "auto" is the rule of CheckFreq (Mohan et al., FAST'21): the interval follows from what a checkpoint was measured
     to cost, so that all of them together cost at most a given share, and none begins before the last one is written.
-    What it costs is the time that training waited, and the processor time of writing, which on a busy machine
-    is taken from training too.
+    What it costs is the time that training waited, and the writing thread's processor time, which on a busy machine is
+    taken from training too.
     """
 
     def __init__(self, every: Every) -> None:
@@ -37,6 +37,9 @@ class Pace:
 
     def due(self) -> bool:
         """Whether it is time for the next one."""
+        last = self._taken
+        if self._every == "auto" and last is not None and last.written is None and not last.torn:
+            return False
         return time.monotonic() - self._last_s >= self.interval_s
 
     def taken(self, taken: Taken) -> None:

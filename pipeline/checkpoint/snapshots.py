@@ -99,22 +99,29 @@ class Snapshots:
         self._objects = objects
         self._arenas = (Arena(), Arena())
         optimizers = [value for value in objects.values() if isinstance(value, Optimizer)]
-        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in optimizers]
-        self._stepped: list[Optimizer] = []  # since the last snapshot
-        self._overlap: bool | None = None  # None until it was seen whether the training allows it
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step)
+            for optimizer in optimizers
+            if hasattr(optimizer, "_optimizer_step_pre_hooks")  # not one that left out torch's own __init__
+        ]
+        self._stepped: set[Optimizer] = set()  # since the last snapshot
+        # Whether the training allows an overlap, as was seen: at the ends of epochs (False) and inside them (True).
+        self._allows: dict[bool, bool] = {}
+        self._taken_inside = False
         self._seen: list[Pair] = []  # buffer and live tensor, to be compared
         self._last: Taken | None = None
         self._beside = ThreadPoolExecutor(1, "snapshot")
-        self._stream: torch.cuda.Stream | None = None
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def take(self) -> Taken:
-        """The state as it is now."""
+    def take(self, *, inside: bool = False, at_once: bool = False) -> Taken:
+        """The state as it is now, `inside` an epoch or at its end; `at_once` if it must not turn out to be torn."""
         began_s = time.perf_counter()
         self.settle()
         arena = next(one for one in self._arenas if one.is_free)
         arena.begin()
         taken = Taken(arena)
-        late = self._changed_by_step() if self._overlap is not False else {}
+        allowed = self._allows.get(inside)
+        late = {} if at_once or allowed is False else self._changed_by_step()
         from_cuda: tuple[list[Pair], list[Pair]] = ([], [])  # at once, and late
 
         def copied(tensor: Tensor) -> Tensor:
@@ -122,8 +129,9 @@ class Snapshots:
                 return tensor.detach().clone()
             buffer = arena.buffer_for(tensor)
             waits_for_step = bool(late) and tensor.nbytes <= late.get(tensor.data_ptr(), -1) and tensor.is_contiguous()
-            overlaps = waits_for_step and self._overlap is True
+            overlaps = waits_for_step and allowed is True
             if overlaps:
+                tensor = tensor.detach()  # which goes on naming the same memory, whatever becomes of the original
                 taken._late.append((buffer, tensor, tensor._version))
             elif waits_for_step:
                 self._seen.append((buffer, tensor))
@@ -133,10 +141,14 @@ class Snapshots:
                 buffer.copy_(tensor)
             return buffer
 
-        self._seen = []
-        self._stepped = []
-        with torch.no_grad():
-            taken.state = capture(self._objects, copied)
+        self._seen, self._taken_inside = [], inside
+        self._stepped = set()
+        try:
+            with torch.no_grad():
+                taken.state = capture(self._objects, copied)
+        except BaseException:
+            arena.release()
+            raise
         taken.frozen = frozenset(
             tensor_name((owner, name))
             for owner, value in self._objects.items()
@@ -146,7 +158,7 @@ class Snapshots:
         on_cpu = [(buffer, tensor) for buffer, tensor, _ in taken._late if not tensor.is_cuda]
         taken._copied = _Copied(
             self._beside.submit(_copy_all, on_cpu) if on_cpu else None,
-            self._copy_from_cuda(*from_cuda) if any(from_cuda) else None,
+            self._copy_from_cuda(*from_cuda),
         )
         taken.stall_s = time.perf_counter() - began_s
         if not taken._late:
@@ -159,8 +171,8 @@ class Snapshots:
         if self._last is None:
             return
         self._last.settle()
-        if self._last.torn and self._overlap:
-            self._overlap = False
+        if self._last.torn and any(self._allows.values()):
+            self._allows = {False: False, True: False}
             log.warning(
                 "weights or optimizer state change between the end of an epoch and the next optimizer step: "
                 "one checkpoint is dropped, and training waits for every copy from now on"
@@ -175,9 +187,10 @@ class Snapshots:
         self._beside.shutdown()
 
     def _before_step(self, optimizer: Optimizer, *_: object) -> None:
-        self._stepped.append(optimizer)
+        self._stepped.add(optimizer)
         if self._seen:
-            self._overlap = all(_same_bits(buffer, tensor) for buffer, tensor in self._seen)
+            same = all(_same_bits(buffer, tensor) for buffer, tensor in self._seen)
+            self._allows[self._taken_inside] = same
             self._seen = []
         self.settle()
 
@@ -189,9 +202,11 @@ class Snapshots:
         if not self._stepped:
             return {}
         found: list[Tensor] = []
-        for optimizer in {id(one): one for one in self._stepped}.values():
+        for optimizer in self._stepped:
             for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-                if parameter.nbytes >= _LATE_BYTES:  # what an optimizer keeps of a small one is small too
+                if (
+                    is_plain(parameter) and parameter.nbytes >= _LATE_BYTES
+                ):  # what an optimizer keeps of a small one is small too
                     found += [parameter, *_tensors(optimizer.state.get(parameter))]
         for value in self._objects.values():
             if isinstance(value, nn.Module):
@@ -199,42 +214,47 @@ class Snapshots:
         return {
             one.data_ptr(): one.nbytes
             for one in found
-            if one.nbytes >= _LATE_BYTES and is_plain(one) and not one.is_inference()  # those have no version
+            if is_plain(one) and one.nbytes >= _LATE_BYTES and not one.is_inference()  # those have no version
         }
 
-    def _copy_from_cuda(self, at_once: list[Pair], late: list[Pair]) -> torch.cuda.Event:
-        """Queues the copies on a stream of their own; the training's waits for it where it must."""
-        training = torch.cuda.current_stream()
-        self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(training)
-        with torch.no_grad(), torch.cuda.stream(self._stream):
-            for buffer, tensor in at_once:
-                buffer.copy_(tensor, non_blocking=True)
-            training.wait_stream(self._stream)
-            for buffer, tensor in late:
-                buffer.copy_(tensor, non_blocking=True)
-            done: torch.cuda.Event = self._stream.record_event()
-            return done
+    def _copy_from_cuda(self, at_once: list[Pair], late: list[Pair]) -> list[torch.cuda.Event]:
+        """Queues the copies on streams of their own, one a device; the training's wait for them where they must."""
+        events: list[torch.cuda.Event] = []
+        for device in {tensor.device for _, tensor in (*at_once, *late)}:
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            training, beside = torch.cuda.current_stream(device), self._streams[device]
+            beside.wait_stream(training)
+            with torch.no_grad(), torch.cuda.stream(beside):
+                for buffer, tensor in at_once:
+                    if tensor.device == device:
+                        buffer.copy_(tensor, non_blocking=True)
+                training.wait_stream(beside)
+                for buffer, tensor in late:
+                    if tensor.device == device:
+                        buffer.copy_(tensor, non_blocking=True)
+                events.append(beside.record_event())
+        return events
 
 
 class _Copied:
     """The copies of one snapshot that go on beside training."""
 
-    def __init__(self, thread: "Future[None] | None", cuda: torch.cuda.Event | None) -> None:
+    def __init__(self, thread: "Future[None] | None", cuda: list[torch.cuda.Event]) -> None:
         self._thread, self._cuda = thread, cuda
 
     def before_change(self) -> None:
         """Makes the training wait; on CUDA its stream does, not this thread."""
         if self._thread is not None:
             self._thread.result()
-        if self._cuda is not None:
-            torch.cuda.current_stream().wait_event(self._cuda)
+        for event in self._cuda:
+            torch.cuda.current_stream(event.device).wait_event(event)
 
     def wait(self) -> None:
         if self._thread is not None:
             self._thread.result()
-        if self._cuda is not None:
-            self._cuda.synchronize()
+        for event in self._cuda:
+            event.synchronize()
 
 
 @torch.no_grad()

@@ -63,6 +63,10 @@ class Store(Protocol):
         """
         ...
 
+    def files(self, name: str) -> dict[str, int]:
+        """The files that are there of a checkpoint, whole or not, with their bytes."""
+        ...
+
     def sizes(self) -> dict[str, int]:
         """The bytes of every folder of a checkpoint, whole or not, by its name."""
         ...
@@ -122,7 +126,10 @@ class FolderStore:
 
     def sizes(self) -> dict[str, int]:
         names = [path.name for path in self.folder.glob("s*") if parse_name(path.name) is not None]
-        return {name: sum(_sizes(self.folder / name).values()) for name in names}
+        return {name: sum(self.files(name).values()) for name in names}
+
+    def files(self, name: str) -> dict[str, int]:
+        return _sizes(self.folder / _checked(name))
 
 
 class MlflowStore:
@@ -169,7 +176,7 @@ class MlflowStore:
             raise CorruptCheckpoint(f"{_ROOT}/{name}: is not there, or has no {MANIFEST}")
         if self._here is not None:
             return self._here.get(name)
-        there = self._files(name)
+        there = self.files(name)
         missing = set(NAMES) - set(there)
         if missing:
             raise CorruptCheckpoint(f"{_ROOT}/{name}/{min(missing)}: is not there")
@@ -179,7 +186,7 @@ class MlflowStore:
         assert file in FILES
         if self._here is not None:
             return self._here.file(name, file)
-        if file not in self._files(_checked(name)):  # said by us: a store's error may mean that it does not answer
+        if file not in self.files(_checked(name)):  # said by us: a store's error may mean that it does not answer
             raise CorruptCheckpoint(f"{_ROOT}/{name}/{file}: is not there")
         return self._download(name, file)
 
@@ -199,18 +206,18 @@ class MlflowStore:
             if name not in aside and _may_go(name, names, upto_trial):
                 self._committed.discard(name)
                 needed = (files or {}).get(name, ())
-                for file in sorted(self._files(name), key=lambda file: file != MANIFEST):
+                for file in sorted(self.files(name), key=lambda file: file != MANIFEST):
                     if file not in needed:
                         repository.delete_artifacts(f"{_ROOT}/{name}/{file}")
 
     def sizes(self) -> dict[str, int]:
         if self._here is not None:
             return self._here.sizes()
-        return {name: sum(self._files(name).values()) for name in self._folders()}
+        return {name: sum(self.files(name).values()) for name in self._folders()}
 
     def _is_committed(self, name: str) -> bool:
         # Asked once: what is committed stays so.
-        if name not in self._committed and MANIFEST in self._files(name):
+        if name not in self._committed and MANIFEST in self.files(name):
             self._committed.add(name)
         return name in self._committed
 
@@ -224,10 +231,9 @@ class MlflowStore:
         infos = self._client.list_artifacts(self.run_id, _ROOT)
         return [name for info in infos if info.is_dir and parse_name(name := PurePosixPath(info.path).name)]
 
-    def _files(self, name: str) -> dict[str, int]:
-        """The files of a checkpoint, with their bytes."""
+    def files(self, name: str) -> dict[str, int]:
         if self._here is not None:
-            return _sizes(self._here.folder / name)
+            return self._here.files(name)
         infos = self._client.list_artifacts(self.run_id, f"{_ROOT}/{name}")
         return {PurePosixPath(info.path).name: info.file_size or 0 for info in infos}
 
@@ -254,14 +260,13 @@ class MlflowStore:
 
 def load(store: Store, name: str, device: str = "cpu") -> tuple[Manifest, dict[str, Any]]:
     """Manifest and state of one checkpoint. Raises CorruptCheckpoint if it does not verify."""
-    folder = store.get(name)
-    manifest = load_manifest(folder, name)
+    folder, manifest = store.get(name), load_manifest(store, name)
     return manifest, read_state(folder, manifest, device, store.file)
 
 
-def load_manifest(folder: Path, name: str) -> Manifest:
-    """The manifest in `folder`. Raises CorruptCheckpoint if it is not sound, or another checkpoint's."""
-    manifest = read_manifest(folder / MANIFEST)
+def load_manifest(store: Store, name: str) -> Manifest:
+    """The manifest alone. Raises CorruptCheckpoint if it is not there or not sound, or another checkpoint's."""
+    manifest = read_manifest(store.file(name, MANIFEST))
     if manifest.name != name:
         raise CorruptCheckpoint(f"{name}: its manifest is that of {manifest.name}")
     return manifest

@@ -55,6 +55,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
             size_bytes += len(chunk)
             unsynced_bytes += len(chunk)
             if unsynced_bytes >= _SYNC_BYTES and (syncing is None or syncing.done()):
+                if syncing is not None:
+                    syncing.result()  # an error is told once, and fsync would not tell it again
                 syncing, unsynced_bytes = beside.submit(os.fdatasync, file.fileno()), 0
         if syncing is not None:
             syncing.result()

@@ -56,8 +56,8 @@ class ProvingSegment:
         self._on_resume(None if found is None else found[0].position)
         return found
 
-    def make_room(self, manifest: Manifest) -> None:
-        self._inner.make_room(manifest)
+    def make_room(self, manifest: Manifest) -> bool:
+        return self._inner.make_room(manifest)
 
     def commit(self, snapshot: Snapshot) -> None:
         snapshot.taken.settle()
@@ -95,5 +95,5 @@ class ProvingSegment:
         names = self._store.names()
         # The next stage reads what this one ended with, before it has a checkpoint that says so.
         keep = kept(names, best=None, pinned=pinned)
-        files = referred(load_manifest(self._store.get(name), name) for name in keep)
+        files = referred(load_manifest(self._store, name) for name in keep)
         self._store.keep_only(keep, self.trial, files)

@@ -47,6 +47,7 @@ def train(
                 resumed=resumed,
                 checkpoint_every_s=checkpoint_every_s,
             )
+            resumed = None  # the run has it as long as it needs it
             try:
                 if not run.done:
                     stage.train(config, run)

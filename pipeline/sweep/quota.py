@@ -6,15 +6,15 @@ extended from. Never deleted are the newest checkpoint of a configuration that c
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.checkpoint import MlflowStore, Store
-from pipeline.checkpoint.manifest import sort_names
+from pipeline.checkpoint import MlflowStore, Store, parse_name
 from pipeline.checkpoint.retention import referred
 from pipeline.checkpoint.store import load_manifest
 from pipeline.errors import CorruptCheckpoint
 from pipeline.sweep.lineage import COMPLETE, Lineage, ranked
+from pipeline.sweep.segment import accepted_checkpoints
 from pipeline.sweep.study import Study
 
 log = logging.getLogger("pipeline")
@@ -22,11 +22,22 @@ log = logging.getLogger("pipeline")
 
 @dataclass(frozen=True, kw_only=True)
 class _Held:
-    """What one configuration holds that nobody writes to just now."""
+    """What one configuration holds.
+
+    Attributes:
+        names: its checkpoints that count, in order; a resume starts from the last.
+        sizes: of all that is there, by name.
+    """
 
     lineage: Lineage
     store: Store
+    names: Sequence[str]
     sizes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, lineage: Lineage, store: Store) -> "_Held":
+        names = accepted_checkpoints(lineage.segments, store.names())
+        return cls(lineage=lineage, store=store, names=names, sizes=store.sizes())
 
 
 def shrink(study: Study, keep_bytes: int) -> None:
@@ -35,23 +46,22 @@ def shrink(study: Study, keep_bytes: int) -> None:
     Any number of processes may do so at once, and die in it.
     """
     lineages = study.lineages()
-    held = [_Held(lineage=one, store=store, sizes=store.sizes()) for one, store in _stores(lineages)]
+    held = [_Held.of(lineage, store) for lineage, store in _stores(lineages)]
     excess = sum(sum(one.sizes.values()) for one in held) - keep_bytes
     if excess <= 0:
         return
     places = {lineage.number: place for place, lineage in enumerate(ranked(lineages, study.spec.direction))}
-    doomed: dict[int, set[str]] = {}
     # Whoever trains just now looks after its own.
     candidates = [(_order(one, name, places), name, one) for one in held if one.lineage.ended for name in one.sizes]
     for _, name, owner in sorted(candidates, key=lambda candidate: candidate[:2]):
-        if excess > 0 and not _is_needed(owner.lineage, name, places):
-            doomed.setdefault(owner.lineage.number, set()).add(name)
-            excess -= owner.sizes[name]
-    for one in held:
-        if one.lineage.number in doomed:
-            _delete(one, doomed[one.lineage.number])
+        if excess > 0 and not _is_needed(owner, name, places):
+            before = sum(owner.store.sizes().values())
+            _delete(owner, name)
+            excess -= before - sum(owner.store.sizes().values())  # files that others refer to stay
     if excess > 0:
-        log.warning("the checkpoints that are needed take %.2f GB more than --keep-gb allows", excess / 1e9)
+        log.warning(
+            "the checkpoints that are needed take %.2f GB more than --keep-gb allows; give it more", excess / 1e9
+        )
 
 
 def stored_bytes(study: Study) -> dict[int, int]:
@@ -63,32 +73,32 @@ def _stores(lineages: Mapping[int, Lineage]) -> list[tuple[Lineage, Store]]:
     return [(one, MlflowStore(one.run_id)) for one in lineages.values() if one.run_id is not None]
 
 
-def _is_needed(lineage: Lineage, name: str, places: Mapping[int, int]) -> bool:
-    is_newest = name == lineage.progress["checkpoint"]
-    if is_newest and lineage.ended != COMPLETE:
+def _is_needed(one: _Held, name: str, places: Mapping[int, int]) -> bool:
+    """Whether a resume starts from it, a stage reads what the one before ended with, or it is the best of all."""
+    parsed = parse_name(name)
+    is_start = bool(one.names) and name == one.names[-1]
+    if one.lineage.ended != COMPLETE and (is_start or (parsed is not None and parsed[0].is_stage_start)):
         return True
-    return places.get(lineage.number) == 0 and name == (lineage.best or {}).get("checkpoint")
+    return places.get(one.lineage.number) == 0 and name == (one.lineage.best or {}).get("checkpoint")
 
 
 def _order(one: _Held, name: str, places: Mapping[int, int]) -> tuple[int, int]:
     """The least is deleted first; of a kind, those of the worst configurations."""
-    newest, best = one.lineage.progress["checkpoint"], (one.lineage.best or {}).get("checkpoint")
-    names = sort_names(list(one.sizes))
-    if name == newest:
+    if name in one.names[-1:]:
         kind = 3
-    elif newest in names and names.index(name) == names.index(newest) - 1:
+    elif name in one.names[-2:-1]:
         kind = 2
     else:
-        kind = 1 if name == best else 0
+        kind = 1 if name == (one.lineage.best or {}).get("checkpoint") else 0
     return kind, -places.get(one.lineage.number, len(places))
 
 
-def _delete(one: _Held, names: set[str]) -> None:
-    keep = set(one.sizes) - names
+def _delete(one: _Held, name: str) -> None:
+    keep = set(one.store.names()) - {name}
     manifests = []
-    for name in keep:
+    for other in keep:
         try:
-            manifests.append(load_manifest(one.store.get(name), name))
+            manifests.append(load_manifest(one.store, other))
         except CorruptCheckpoint:
             continue  # what a damaged one refers to is of no use either
     one.store.keep_only(keep, one.lineage.head.number, referred(manifests))

@@ -128,16 +128,19 @@ class TrialSegment:
         """The manifests that can be read: what a damaged one refers to is of no use either."""
         for name in names:
             with suppress(CorruptCheckpoint):
-                yield name, load_manifest(self._store.get(name), name)
+                yield name, load_manifest(self._store, name)
 
-    def make_room(self, manifest: Manifest) -> None:
+    def make_room(self, manifest: Manifest) -> bool:
         """Drops the snapshot that waits to be written, or waits for its turn if somebody will ask for it.
 
         Raises what went wrong with an earlier one, Fenced among it.
         """
         dropped = self._writer.make_room(lambda waiting: not _is_promised(waiting.manifest, manifest))
-        if dropped is not None:
-            dropped.taken.release()
+        if dropped is None:
+            return False
+        dropped.taken.release()
+        best = dropped.manifest.best
+        return best is not None and best.checkpoint == dropped.manifest.name
 
     def commit(self, snapshot: Snapshot) -> None:
         """Hands it to the writer; training goes on. Raises what went wrong with an earlier one, Fenced among it."""
@@ -189,7 +192,7 @@ class TrialSegment:
         name = snapshot.manifest.name
         manifest = self._kept.get(name)
         if manifest is None and again and name in self._store.names():  # committed, but the answer was lost
-            manifest = load_manifest(self._store.get(name), name)
+            manifest = load_manifest(self._store, name)
         if manifest is None:
             manifest = put(self._store, snapshot, next(reversed(self._kept.values()), None))
         self._kept[name] = manifest

@@ -56,5 +56,4 @@ def _verdict(owner: str, store: MlflowStore, name: str, *, counts: bool) -> Verd
         manifest, _ = load(store, name)
     except CheckpointError as error:
         return Verdict(owner=owner, name=name, size_bytes=0, counts=counts, problem=str(error))
-    size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
-    return Verdict(owner=owner, name=name, size_bytes=size_bytes, counts=counts, problem=None)
+    return Verdict(owner=owner, name=name, size_bytes=manifest.size_bytes, counts=counts, problem=None)

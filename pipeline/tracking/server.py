@@ -30,6 +30,8 @@ def connect() -> str:
     """
     # Not where a person reads lines: bars of downloads that take milliseconds.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Retries would draw from python's own random state, which is the training's.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     # Alembic and MLflow log every migration of a fresh database as if it were news.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
