@@ -1,5 +1,6 @@
 """`Run`: what a loop may do with it, and that a stop between any two batches changes nothing but the time."""
 
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -636,3 +637,61 @@ def test_an_epoch_without_batches_keeps_what_the_loader_had_come_to(tmp_path: Pa
     rest = Run.local(tmp_path / "parts", experiment(train))
     train(Config(), rest)
     assert [one.metrics for one in whole.history] == [one.metrics for one in rest.history]
+
+
+class Behind(LocalSegment):
+    """Keeps the newest snapshot as it is, still being copied where it may be."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.newest: Snapshot | None = None
+
+    def commit(self, snapshot: Snapshot) -> None:
+        if self.newest is not None:
+            self.newest.taken.release()
+        self.newest = snapshot
+
+    def asked_to_stop(self) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize("leaves", ["at_the_end", "by_break", "by_a_stop"])
+def test_weights_that_change_after_the_loop_do_not_change_what_it_ended_with(tmp_path: Path, leaves: str) -> None:
+    model = torch.nn.Linear(300, 300)
+    ended: list[torch.Tensor] = []
+
+    def train(config: Config, run: Run) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run.track(model=model, optimizer=optimizer)
+        try:
+            for epoch in run.epochs():
+                if leaves == "by_break" and epoch == EPOCHS - 1:
+                    break
+                model(torch.rand(4, 300)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                run.report(loss=1.0 / (1 + epoch))
+                ended.append(model.weight.detach().clone())
+        finally:
+            with torch.no_grad():
+                model.weight.zero_()
+
+    segment = Behind(tmp_path)
+    if leaves == "by_a_stop":
+        segment.after_epoch = lambda report: "paused" if report.epoch == EPOCHS - 1 else None  # type: ignore[method-assign]
+    run = Run(
+        segment=segment,
+        experiment=experiment(train),
+        seed=3,
+        stage=0,
+        max_epochs=EPOCHS,
+        data={},
+        origin={},
+        resumed=None,
+    )
+    with contextlib.suppress(Stopped):
+        train(Config(), run)
+    run.close()
+    assert segment.newest is not None
+    segment.newest.taken.wait()
+    assert torch.equal(segment.newest.state["model"]["weight"], ended[-1])

@@ -204,9 +204,8 @@ class Snapshots:
         found: list[Tensor] = []
         for optimizer in self._stepped:
             for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-                if (
-                    is_plain(parameter) and parameter.nbytes >= _LATE_BYTES
-                ):  # what an optimizer keeps of a small one is small too
+                # What an optimizer keeps of a small one is small too.
+                if is_plain(parameter) and parameter.nbytes >= _LATE_BYTES:
                     found += [parameter, *_tensors(optimizer.state.get(parameter))]
         for value in self._objects.values():
             if isinstance(value, nn.Module):

@@ -168,6 +168,49 @@ def test_a_training_that_always_changes_weights_between_epoch_and_step_is_seen_t
     assert gate.copied == 0
 
 
+def test_what_was_seen_inside_an_epoch_says_nothing_of_its_end(watched, gate):
+    objects = build()
+    snapshots = watched(objects)
+    step(objects)
+    snapshots.take(inside=True).release()
+    step(objects)
+    expected = capture(objects)
+    taken = snapshots.take()
+    objects["model"][0].weight.data.mul_(0.5)  # as this loop does where an epoch begins
+    step(objects)
+    taken.wait()
+    assert_same(taken.state, expected)
+    assert gate.copied == 0
+    taken.release()
+
+
+def test_a_snapshot_that_must_stand_is_copied_at_once(watched, gate):
+    objects = build()
+    snapshots = after_the_first(watched, objects)
+    expected = capture(objects)
+    taken = snapshots.take(at_once=True)
+    with torch.no_grad():
+        objects["model"][0].weight.zero_()
+    taken.wait()
+    assert_same(taken.state, expected)
+
+
+def test_sparse_state_is_copied_too(watched):
+    torch.manual_seed(1)
+    model = nn.Embedding(400, 50, sparse=True)
+    objects = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)}
+    snapshots = watched(objects)
+    for _ in range(3):
+        model(torch.tensor([1, 5])).sum().backward()
+        objects["optimizer"].step()
+        expected = capture(objects)
+        taken = snapshots.take()
+        taken.settle()
+        taken.wait()
+        assert_same(taken.state, expected)
+        taken.release()
+
+
 def test_an_optimizer_whose_steps_are_not_seen_is_copied_at_once(watched, gate):
     objects = build()
     snapshots = after_the_first(watched, objects)

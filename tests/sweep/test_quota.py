@@ -103,6 +103,18 @@ def test_what_is_needed_least_goes_first(study, trained):
         assert (epochs(lesser), epochs(better)) == left
 
 
+def test_what_a_later_stage_reads_and_what_a_resume_would_start_from_stay(study, trained):
+    store = trained([0.5, 0.4, 0.3], "paused")
+    start = Manifest(position=Position(1, 0, 0), step=9, trial=0)
+    store.put(start.name, lambda folder: save(folder, {"a": torch.rand(FLOATS)}, start))
+    newest = store.names()[2]
+    store.set_aside(newest, "it does not verify")
+    shrink(study, 1)
+    assert start.name in store.names()
+    assert newest not in store.names()
+    assert store.names()[0].startswith("s0-e00002")
+
+
 def test_who_trains_just_now_is_left_alone(study, trained):
     running = trained([0.5, 0.4, 0.3], "running")
     shrink(study, 1)
