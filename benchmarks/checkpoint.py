@@ -71,6 +71,7 @@ def measure(size: int, rounds: int) -> Result:
             state_bytes=training.state_bytes,
             rounds=rounds,
             memcpy_s=samples["memcpy"],
+            calls_s=samples["calls"],
             write_s=samples["write"],
             digest_s=samples["digest"],
             pass_s=samples["pass"],
@@ -97,7 +98,12 @@ def _in_turns(methods: Sequence[Method], training: Training, folder: Path, round
                 times = method.take(training, scratch)
             found |= {f"{method.name} stall": times.stall_s, f"{method.name} total": times.total_s}
         with _scratch(folder) as scratch:
-            found |= {"memcpy": limits.memcpy(), "write": limits.write(scratch), "digest": limits.digest()}
+            found |= {
+                "memcpy": limits.memcpy(),
+                "calls": limits.calls(training),
+                "write": limits.write(scratch),
+                "digest": limits.digest(),
+            }
         found["pass"] = seconds(training.pass_)
         training.step()
         if index >= 0:

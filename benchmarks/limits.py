@@ -7,6 +7,8 @@ import torch
 from blake3 import blake3
 
 from benchmarks.method import seconds
+from benchmarks.training import Training
+from pipeline.checkpoint import capture_random
 
 
 class Limits:
@@ -19,6 +21,21 @@ class Limits:
     def memcpy(self) -> float:
         """From memory to memory, with the threads that torch has."""
         return seconds(lambda: self._to.copy_(self._from))
+
+    def calls(self, training: Training) -> float:
+        """The calls that no exact snapshot in Python is without: state_dicts, random states, a copy of each tensor."""
+        start = 0
+        buffers = []
+        for tensor in training.tensors().values():
+            buffers.append(self._to[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
+            start += tensor.nbytes
+
+        def call() -> None:
+            for buffer, tensor in zip(buffers, training.tensors().values(), strict=True):
+                buffer.copy_(tensor)
+            capture_random()
+
+        return seconds(call)
 
     def write(self, folder: Path) -> float:
         """To a new file, synced."""

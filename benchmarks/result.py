@@ -21,6 +21,7 @@ class Result:
         size: parameters that were asked for; `parameters` are those there were.
         times: of each method, by name.
         unsynced: the methods whose files may not survive a power cut.
+        calls_s: what no snapshot in Python is without: state_dicts, random states, a copy of each tensor.
         pass_s: forward and backward, alone and beside a copy.
         restore: of each way to restore, by name.
     """
@@ -30,6 +31,7 @@ class Result:
     state_bytes: int
     rounds: int
     memcpy_s: float
+    calls_s: float
     write_s: float
     digest_s: float
     pass_s: float
@@ -71,7 +73,12 @@ class Goal:
 def goals(results: Sequence[Result]) -> list[Goal]:
     """Every goal, in the same order."""
     of_size = {result.size: result for result in results}
-    return [*_large(of_size.get(LARGE)), _below_all(results), _small(of_size.get(SMALL))]
+    return [
+        *_large(of_size.get(LARGE)),
+        _below_all(results, OVERLAPPED, "the stall of an overlapped copy"),
+        _below_all(results, AT_ONCE, "the stall of a copy at once"),
+        _small(of_size.get(SMALL)),
+    ]
 
 
 def _large(result: Result | None) -> list[Goal]:
@@ -101,15 +108,14 @@ def _large(result: Result | None) -> list[Goal]:
     ]
 
 
-def _below_all(results: Sequence[Result]) -> Goal:
-    """The slower of our two ways against the fastest peer."""
+def _below_all(results: Sequence[Result], method: str, words: str) -> Goal:
+    """One of our two ways against the fastest peer."""
     margins = {
-        result.size: min(times.stall_s for times in result.peers.values())
-        / max(result.times[AT_ONCE].stall_s, result.times[OVERLAPPED].stall_s)
+        result.size: min(times.stall_s for times in result.peers.values()) / result.times[method].stall_s
         for result in results
     }
     return Goal(
-        text="every size: the stall is below that of every peer",
+        text=f"every size: {words} is below that of every peer",
         measured=", ".join(f"{size:,}: {margin:.2f} x below" for size, margin in margins.items()),
         is_reached=all(margin > 1 for margin in margins.values()),
     )

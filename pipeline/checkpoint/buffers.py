@@ -10,7 +10,7 @@ class Arena:
     """Buffers for the tensors of one snapshot, in the order in which they are asked for."""
 
     def __init__(self) -> None:
-        self._buffers: list[tuple[object, Tensor]] = []  # each with what it fits
+        self._buffers: list[tuple[object, Tensor | None]] = []  # each with the kind of tensor it is for
         self._next = 0
         self._free = threading.Event()
         self._free.set()
@@ -30,14 +30,18 @@ class Arena:
         """The snapshot is needed no more. Any thread may say so."""
         self._free.set()
 
-    def buffer_for(self, tensor: Tensor) -> Tensor:
-        """A contiguous tensor of the same shape and dtype on the CPU; pinned for one of an accelerator."""
+    def buffer_for(self, tensor: Tensor) -> Tensor | None:
+        """Contiguous, of the same shape and dtype, on the CPU, pinned for one of CUDA. None unless `is_plain`."""
         index, self._next = self._next, self._next + 1
-        fits = (tensor.shape, tensor.dtype, tensor.is_cuda)
-        if index < len(self._buffers) and self._buffers[index][0] == fits:
-            return self._buffers[index][1]
-        new = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
-        self._buffers[index : index + 1] = [(fits, new)]
+        kind = (type(tensor), tensor.dtype, tensor.layout, tensor.device, tensor.is_nested)
+        if index < len(self._buffers) and self._buffers[index][0] == kind:
+            buffer = self._buffers[index][1]
+            if buffer is None or buffer.shape == tensor.shape:
+                return buffer
+        new = None
+        if is_plain(tensor):
+            new = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+        self._buffers[index : index + 1] = [(kind, new)]
         return new
 
 

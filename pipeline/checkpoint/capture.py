@@ -5,7 +5,7 @@ is, `grad` has the gradients that are pending, `transient` the buffers that `sta
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.errors import CorruptCheckpoint, EncodeError, MismatchError, Usage
 
 RESERVED = frozenset({"rng", "loop", "loader", "kinds", "grad", "transient"})
 CopyTensor = Callable[[Tensor], Tensor]
+_ATOMS = frozenset({type(None), bool, int, float, str})  # most of what there is
 _SHOWN = 10  # entries of each sort that a MismatchError lists
 
 
@@ -41,24 +42,49 @@ def check_names(objects: Mapping[str, object]) -> None:
             )
 
 
+class Names:
+    """The modules among the tracked objects and their parameters, as they are now.
+
+    Walking through a module takes long, beside what else a snapshot of a small one takes: it is done once.
+
+    Attributes:
+        modules: by the name they are tracked by.
+        parameters: of each module, by plain name; one that is shared, under its first.
+    """
+
+    def __init__(self, objects: Mapping[str, object]) -> None:
+        self.modules = {name: value for name, value in objects.items() if isinstance(value, nn.Module)}
+        self.parameters = {name: module_states.parameters(module) for name, module in self.modules.items()}
+
+    def frozen(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """Those that want no gradient, so that training is not expected to change them: owner, name, parameter."""
+        for owner, named in self.parameters.items():
+            for name, parameter in named.items():
+                if not parameter.requires_grad:
+                    yield owner, name, parameter
+
+
 def check_encodable(objects: Mapping[str, object]) -> None:
     """Raises EncodeError, naming the path, if a state holds what no checkpoint can; nothing is copied."""
-    modules = _modules(objects)
-    encode({name: _live_state(name, value, modules) for name, value in objects.items()})
+    names = Names(objects)
+    encode({name: _live_state(name, value, names) for name, value in objects.items()})
 
 
-def capture(objects: Mapping[str, object], copy: CopyTensor | None = None) -> dict[str, Any]:
+def capture(
+    objects: Mapping[str, object], copy: CopyTensor | None = None, names: Names | None = None
+) -> dict[str, Any]:
     """The state of every object, which aliases nothing live.
 
     `copy` copies a tensor; without it, tensors stay on their devices. It is asked in the same order each time.
+    `names` are those of the objects, where they are known already.
     Raises EncodeError for a lazy module that has seen no batch yet.
     """
     copy = copy or _clone
-    modules = _modules(objects)
-    state = {name: _copied(name, _live_state(name, value, modules), copy) for name, value in objects.items()}
+    names = names or Names(objects)
+    state = {name: _copied(name, _live_state(name, value, names), copy) for name, value in objects.items()}
     state["kinds"] = {name: kind_of(value) for name, value in objects.items()}
-    state["grad"] = _copy(_gradients(objects), copy)
-    transient = {name: module_states.transient_buffers(module) for name, module in modules.items()}
+    state["grad"] = _copy(_gradients(objects, names), copy)
+    transient = {name: module_states.transient_buffers(module) for name, module in names.modules.items()}
     state["transient"] = _copy({name: buffers for name, buffers in transient.items() if buffers}, copy)
     return state
 
@@ -73,13 +99,13 @@ def restore(objects: Mapping[str, object], state: Mapping[str, Any], include: tu
     """
     if include is not None:
         state = {name: value for name, value in state.items() if name not in ("grad", "transient")}
-    modules = _modules(objects)
-    chosen = _check(objects, state, modules, include)
+    names = Names(objects)
+    chosen = _check(objects, state, names, include)
     before = capture(objects)
     try:
-        _load(objects, state, modules, chosen)
+        _load(objects, state, names, chosen)
     except Exception as error:  # whatever a user's load_state_dict raises
-        _load(objects, before, modules, {name: set(before[name]) for name in modules})
+        _load(objects, before, names, {name: set(before[name]) for name in names.modules})
         if isinstance(error, CorruptCheckpoint):
             raise
         raise MismatchError(f"{type(error).__name__} while the state was loaded: {error}") from error
@@ -98,51 +124,42 @@ def kind_of(value: object) -> str:
     return "object"
 
 
-def _modules(objects: Mapping[str, object]) -> dict[str, nn.Module]:
-    return {name: value for name, value in objects.items() if isinstance(value, nn.Module)}
-
-
-def _live_state(name: str, value: Any, modules: Mapping[str, nn.Module]) -> Any:
+def _live_state(name: str, value: Any, names: Names) -> Any:
     if isinstance(value, nn.Module):
         return module_states.module_state(name, value)
     if isinstance(value, Optimizer):
-        return optimizer_states.optimizer_state(name, value, modules)
+        return optimizer_states.optimizer_state(name, value, names.parameters)
     if isinstance(value, torch.Generator | np.random.Generator):
         return capture_generator(value)
     return value.state_dict()
 
 
-def _candidates(value: object) -> Iterable[Tensor]:
-    """The parameters of an object that can have a gradient."""
-    if isinstance(value, nn.Module):
-        return value.parameters()
-    if isinstance(value, Optimizer):
-        return (parameter for group in value.param_groups for parameter in group["params"])
-    return ()
-
-
-def _parameters(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
+def _parameters(objects: Mapping[str, object], names: Names) -> dict[str, dict[str, Tensor]]:
     """The parameters that can have a gradient, by object and name; those of modules once, under the first."""
     found: dict[str, dict[str, Tensor]] = {}
     seen: set[int] = set()
     for owner in sorted(objects, key=lambda name: (not isinstance(objects[name], nn.Module), name)):
         value = objects[owner]
-        named: dict[str, Tensor] = {}
-        if isinstance(value, nn.Module):
-            named.update(module_states.parameters(value))
-        elif isinstance(value, Optimizer):
-            named.update((str(index), parameter) for index, parameter in enumerate(_candidates(value)))
+        named = names.parameters[owner] if isinstance(value, nn.Module) else _indexed(value)
         found[owner] = {name: value for name, value in named.items() if id(value) not in seen}
         seen.update(map(id, named.values()))
     return found
 
 
-def _gradients(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
-    if not any(parameter.grad is not None for value in objects.values() for parameter in _candidates(value)):
+def _indexed(value: object) -> Mapping[str, Tensor]:
+    """The parameters of an optimizer."""
+    if not isinstance(value, Optimizer):
+        return {}
+    return {str(index): parameter for index, parameter in enumerate(optimizer_states.parameters(value))}
+
+
+def _gradients(objects: Mapping[str, object], names: Names) -> dict[str, dict[str, Tensor]]:
+    candidates = (*names.parameters.values(), *map(_indexed, objects.values()))
+    if all(parameter.grad is None for named in candidates for parameter in named.values()):
         return {}
     pending = {
         owner: {name: value.grad for name, value in named.items() if value.grad is not None}
-        for owner, named in _parameters(objects).items()
+        for owner, named in _parameters(objects, names).items()
     }
     return {owner: gradients for owner, gradients in pending.items() if gradients}
 
@@ -150,7 +167,7 @@ def _gradients(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
 def _check(
     objects: Mapping[str, object],
     state: Mapping[str, Any],
-    modules: Mapping[str, nn.Module],
+    names: Names,
     include: tuple[str, ...] | None,
 ) -> dict[str, set[str]]:
     """The entries to load of each module. Raises MismatchError, which lists all that does not fit."""
@@ -166,7 +183,7 @@ def _check(
         if found is not None and found != kind:
             differing.append(f"{name}: expected {kind}, found {found}")
         elif isinstance(value, Optimizer):
-            differing.extend(optimizer_states.difference(name, value, state[name], modules))
+            differing.extend(optimizer_states.difference(name, value, state[name], names.parameters))
         elif isinstance(value, nn.Module):
             live, saved = module_states.module_state(name, value), state[name]
             mine = module_states.selected(live, include, name)
@@ -197,7 +214,7 @@ def _raise_if_any(**sorts: list[str]) -> None:
 def _load(
     objects: Mapping[str, object],
     state: Mapping[str, Any],
-    modules: Mapping[str, nn.Module],
+    names: Names,
     chosen: Mapping[str, set[str]],
 ) -> None:
     for name, value in objects.items():
@@ -206,20 +223,20 @@ def _load(
             saved = {key: _copy(item) if module_states.is_extra(key) else item for key, item in state[name].items()}
             module_states.load_module(value, saved, chosen[name])
         elif isinstance(value, Optimizer):
-            optimizer_states.load_optimizer(value, _copy(state[name], _to_cpu), modules)
+            optimizer_states.load_optimizer(value, _copy(state[name], _to_cpu), names.parameters)
         elif isinstance(value, torch.Generator | np.random.Generator):
             restore_generator(name, value, state[name])
         else:
             value.load_state_dict(_copy(state[name]))  # type: ignore[attr-defined]
     for name, buffers in state.get("transient", {}).items():
-        if name in modules:
-            module_states.set_transient_buffers(modules[name], buffers)
+        if name in names.modules:
+            module_states.set_transient_buffers(names.modules[name], buffers)
     if "grad" in state:
-        _set_gradients(objects, state["grad"])
+        _set_gradients(objects, state["grad"], names)
 
 
-def _set_gradients(objects: Mapping[str, object], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-    for owner, named in _parameters(objects).items():
+def _set_gradients(objects: Mapping[str, object], saved: Mapping[str, Mapping[str, Tensor]], names: Names) -> None:
+    for owner, named in _parameters(objects, names).items():
         for name, parameter in named.items():
             gradient = saved.get(owner, {}).get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
@@ -244,12 +261,16 @@ def _copied(name: str, value: Any, copy: CopyTensor) -> Any:
 def _copy(value: Any, tensor: CopyTensor = _clone) -> Any:
     """A copy down to tensors and arrays. What the codec does not know stays, for the codec to refuse."""
     kind = type(value)
+    if kind in _ATOMS:
+        return value
     if isinstance(value, Tensor):
         return tensor(value)
+    if kind is dict:
+        return {key: _copy(item, tensor) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         return value.copy()
-    if kind in (dict, OrderedDict):
-        return kind((key, _copy(item, tensor)) for key, item in value.items())
+    if kind is OrderedDict:
+        return OrderedDict((key, _copy(item, tensor)) for key, item in value.items())
     if kind is Counter:
         return value.copy()
     if kind is deque:

@@ -1,11 +1,13 @@
 """What the bits of training depend on besides its state, and how it has changed."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 
 
+@cache
 def default_device() -> torch.device:
     """The accelerator if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

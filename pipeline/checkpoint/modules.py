@@ -24,7 +24,7 @@ def module_state(name: str, module: nn.Module) -> dict[str, Any]:
     """`state_dict()` under plain names; tensors alias the live ones. Raises EncodeError for a lazy module."""
     state = {plain_name(key): value for key, value in module.state_dict().items()}
     for key, value in state.items():
-        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+        if type(value) is not Tensor and isinstance(value, UninitializedParameter | UninitializedBuffer):
             raise EncodeError(f"{name}.{key}: not initialised yet; run one batch through the model before track")
     return state
 
@@ -32,13 +32,6 @@ def module_state(name: str, module: nn.Module) -> dict[str, Any]:
 def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by plain name, a shared one under its first."""
     return {plain_name(name): parameter for name, parameter in module.named_parameters()}
-
-
-def frozen(module: nn.Module) -> set[str]:
-    """The names of parameters that want no gradient: training is not expected to change them."""
-    if all(parameter.requires_grad for parameter in module.parameters()):
-        return set()
-    return {name for name, parameter in parameters(module).items() if not parameter.requires_grad}
 
 
 def transient_buffers(module: nn.Module) -> dict[str, Tensor | None]:

@@ -10,21 +10,24 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from pipeline.checkpoint.modules import parameters
 from pipeline.errors import EncodeError
 
+Named = Mapping[str, Mapping[str, nn.Parameter]]  # the parameters of each tracked module, by name
 
-def names_of(optimizer: Optimizer, modules: Mapping[str, nn.Module]) -> list[str | int]:
+
+def parameters(optimizer: Optimizer) -> list[Tensor]:
+    """In the optimizer's own order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def names_of(optimizer: Optimizer, named: Named) -> list[str | int]:
     """A name for each parameter, in the optimizer's order; the index of one that no tracked module owns.
 
     The name inside the module where one tracked module owns them all, else `module.name`.
     Between several owners the alphabet decides, not the order of `track`'s arguments.
     """
-    owned = {
-        owner: {id(value): name for name, value in parameters(module).items()}
-        for owner, module in sorted(modules.items())
-    }
-    wanted = [id(parameter) for parameter in _parameters(optimizer)]
+    owned = {owner: {id(value): name for name, value in names.items()} for owner, names in sorted(named.items())}
+    wanted = [id(parameter) for parameter in parameters(optimizer)]
     for names in owned.values():
         if all(key in names for key in wanted):
             return [names[key] for key in wanted]
@@ -35,12 +38,12 @@ def names_of(optimizer: Optimizer, modules: Mapping[str, nn.Module]) -> list[str
     return result
 
 
-def optimizer_state(where: str, optimizer: Optimizer, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+def optimizer_state(where: str, optimizer: Optimizer, named: Named) -> dict[str, Any]:
     """`state_dict()` with names for indices; tensors alias the live ones.
 
     Raises EncodeError where the optimizer's own extra state takes a parameter's name.
     """
-    names = names_of(optimizer, modules)
+    names = names_of(optimizer, named)
     state = dict(optimizer.state_dict())
     entries: dict[Any, Any] = {}
     for key, value in state["state"].items():
@@ -52,9 +55,9 @@ def optimizer_state(where: str, optimizer: Optimizer, modules: Mapping[str, nn.M
     return {**state, "state": entries, "param_groups": groups}
 
 
-def difference(where: str, optimizer: Optimizer, saved: Any, modules: Mapping[str, nn.Module]) -> Iterator[str]:
+def difference(where: str, optimizer: Optimizer, saved: Any, named: Named) -> Iterator[str]:
     """Why `saved` does not fit, one line each: groups, parameters, and the order where it counts."""
-    expected = _group_names(optimizer, names_of(optimizer, modules))
+    expected = _group_names(optimizer, names_of(optimizer, named))
     try:
         found = [list(group["params"]) for group in saved["param_groups"]]
         entries = set(saved["state"])
@@ -77,14 +80,14 @@ def difference(where: str, optimizer: Optimizer, saved: Any, modules: Mapping[st
         yield from (f"{where}.state: found {name}, not expected" for name in sorted(map(str, unknown)))
 
 
-def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> None:
+def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], named: Named) -> None:
     """Loads what `difference` found nothing against. `saved` is the optimizer's to keep afterwards.
 
     Saved dtypes of the state are put back: torch casts it to the parameter's, which turns the float32 state
     that NAdam and ASGD keep for bfloat16 parameters into bfloat16.
     Hyperparameters that are tensors stay the live tensors, with the saved values.
     """
-    names = names_of(optimizer, modules)
+    names = names_of(optimizer, named)
     index_of = {name: index for index, name in enumerate(names)}
     live_groups = list(optimizer.param_groups)
     state = {index_of.get(name, name): value for name, value in saved["state"].items()}
@@ -92,7 +95,7 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], modules: Mapp
     for group, live in zip(saved["param_groups"], _group_names(optimizer, names), strict=True):
         groups.append({**group, "params": [index_of[name] for name in live]})
     optimizer.load_state_dict({**saved, "state": state, "param_groups": groups})
-    for index, parameter in enumerate(_parameters(optimizer)):
+    for index, parameter in enumerate(parameters(optimizer)):
         if index in state:
             optimizer.state[parameter] = _with_dtypes(optimizer.state[parameter], state[index])
     for live_group, group in zip(live_groups, optimizer.param_groups, strict=True):
@@ -100,10 +103,6 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], modules: Mapp
             kept = live_group.get(key)
             if isinstance(value, Tensor) and isinstance(kept, Tensor) and key != "params":
                 group[key] = kept.copy_(value) if _same(kept, value) else value.to(kept.device)
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _group_names(optimizer: Optimizer, names: list[str | int]) -> list[list[str | int]]:

@@ -1,6 +1,7 @@
 """Random state: the process's own generators, and those that a user tracks by name."""
 
 import random
+from array import array
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -27,7 +28,7 @@ def capture_random() -> dict[str, Any]:
     version, words, gauss = random.getstate()
     return {
         # As an array: 625 words are one tensor, not 625 lines of JSON.
-        "python": {"version": version, "words": np.array(words, dtype=np.uint32), "gauss": gauss},
+        "python": {"version": version, "words": np.frombuffer(array("I", words), np.uint32), "gauss": gauss},
         "numpy": _copied(np.random.get_state(legacy=False)),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]

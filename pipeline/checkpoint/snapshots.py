@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from pipeline.checkpoint import modules
 from pipeline.checkpoint.buffers import Arena, is_plain
-from pipeline.checkpoint.capture import capture
+from pipeline.checkpoint.capture import Names, capture
 from pipeline.checkpoint.codec import tensor_name
 from pipeline.errors import CheckpointError
 
@@ -121,13 +120,14 @@ class Snapshots:
         arena.begin()
         taken = Taken(arena)
         allowed = self._allows.get(inside)
-        late = {} if at_once or allowed is False else self._changed_by_step()
+        names = Names(self._objects)
+        late = {} if at_once or allowed is False else self._changed_by_step(names)
         from_cuda: tuple[list[Pair], list[Pair]] = ([], [])  # at once, and late
 
         def copied(tensor: Tensor) -> Tensor:
-            if not is_plain(tensor):
-                return tensor.detach().clone()
             buffer = arena.buffer_for(tensor)
+            if buffer is None:
+                return tensor.detach().clone()
             waits_for_step = bool(late) and tensor.nbytes <= late.get(tensor.data_ptr(), -1) and tensor.is_contiguous()
             overlaps = waits_for_step and allowed is True
             if overlaps:
@@ -145,16 +145,11 @@ class Snapshots:
         self._stepped = set()
         try:
             with torch.no_grad():
-                taken.state = capture(self._objects, copied)
+                taken.state = capture(self._objects, copied, names)
         except BaseException:
             arena.release()
             raise
-        taken.frozen = frozenset(
-            tensor_name((owner, name))
-            for owner, value in self._objects.items()
-            if isinstance(value, nn.Module)
-            for name in modules.frozen(value)
-        )
+        taken.frozen = frozenset(tensor_name((owner, name)) for owner, name, _ in names.frozen())
         on_cpu = [(buffer, tensor) for buffer, tensor, _ in taken._late if not tensor.is_cuda]
         taken._copied = _Copied(
             self._beside.submit(_copy_all, on_cpu) if on_cpu else None,
@@ -194,7 +189,7 @@ class Snapshots:
             self._seen = []
         self.settle()
 
-    def _changed_by_step(self) -> dict[int, int]:
+    def _changed_by_step(self, names: Names) -> dict[int, int]:
         """Where the memory is that only a `step` changes that was seen to happen; address -> bytes.
 
         A step that is replayed from a CUDA graph calls no hook, and frozen parameters wait for somebody's.
@@ -207,9 +202,7 @@ class Snapshots:
                 # What an optimizer keeps of a small one is small too.
                 if is_plain(parameter) and parameter.nbytes >= _LATE_BYTES:
                     found += [parameter, *_tensors(optimizer.state.get(parameter))]
-        for value in self._objects.values():
-            if isinstance(value, nn.Module):
-                found += [parameter for parameter in value.parameters() if not parameter.requires_grad]
+        found += [parameter for _, _, parameter in names.frozen()]
         return {
             one.data_ptr(): one.nbytes
             for one in found
