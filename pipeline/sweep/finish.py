@@ -100,7 +100,13 @@ def evaluate_best(study: Study, file: ExperimentFile, number: int | None = None)
             run_id=done.info.run_id,
             fresh=False,
         )
-    _, state = load(MlflowStore(lineage.run_id), best["checkpoint"])
+    store = MlflowStore(lineage.run_id)
+    if best["checkpoint"] not in store.names():
+        raise ThawError(
+            f"configuration #{lineage.number:02d}: checkpoint {best['checkpoint']}, with its best weights, was deleted "
+            "by --keep-gb or set aside; evaluate another --configuration, or `resume` this one"
+        )
+    _, state = load(store, best["checkpoint"])
     config = from_params(file.experiment.config, lineage.config)
     seed = seed_for(spec.seed, lineage.number)
     run_id = runs.ensure_run(

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Any
@@ -27,7 +26,7 @@ from pipeline.checkpoint.retention import kept, referred
 from pipeline.checkpoint.snapshots import Written
 from pipeline.checkpoint.store import load_manifest
 from pipeline.checkpoint.writer import Writer
-from pipeline.errors import CheckpointError, CorruptCheckpoint
+from pipeline.errors import CheckpointError
 from pipeline.segment import Snapshot, Stopped, put
 from pipeline.signals import StopRequest
 from pipeline.sweep.lineage import PAUSED, PREEMPTED, PRUNED, Lineage, progress_of
@@ -125,10 +124,13 @@ class TrialSegment:
         runs.set_tags(self._run_id, {"resumed": inexact[-1] if inexact else EXACT})
 
     def _known(self, names: Iterable[str]) -> Iterator[tuple[str, Manifest]]:
-        """The manifests that can be read: what a damaged one refers to is of no use either."""
+        """The manifests that can be read; the other checkpoints are set aside, for else they would be deleted."""
         for name in names:
-            with suppress(CorruptCheckpoint):
+            try:
                 yield name, load_manifest(self._store, name)
+            except CheckpointError as error:
+                log.warning("checkpoint %s cannot be read and is set aside: %s", name, error)
+                self._store.set_aside(name, str(error))
 
     def make_room(self, manifest: Manifest) -> bool:
         """Drops the snapshot that waits to be written, or waits for its turn if somebody will ask for it.

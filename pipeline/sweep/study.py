@@ -29,8 +29,12 @@ class Fenced(Exception):
 
 
 def study_names(url: str) -> list[str]:
-    """The studies of a database."""
-    return sorted(summary.study_name for summary in open_storage(url).get_all_studies())
+    """The studies of a database that were made here, and finished being created; Optuna's own may be there too."""
+    storage = open_storage(url)
+    mine = [
+        one for one in storage.get_all_studies() if {"spec", "site"} <= set(storage.get_study_user_attrs(one._study_id))
+    ]
+    return sorted(one.study_name for one in mine)
 
 
 class Study:

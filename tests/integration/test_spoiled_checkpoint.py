@@ -72,6 +72,22 @@ def test_a_resume_sets_a_spoiled_checkpoint_aside_and_ends_as_if_it_had_been_goo
     assert resumed.text == reference.text
 
 
+def test_a_checkpoint_behind_the_newest_whose_manifest_is_damaged_stays_and_is_set_aside(pruned: Workplace) -> None:
+    number = pruned_number(pruned)
+    (run,) = pruned.runs(kind="configuration", configuration=str(number))
+    store = MlflowStore(run.info.run_id, pruned.tracking_uri)
+    name = store.names()[0]
+    manifest = store.get(name) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("1", "2", 1))
+    damaged = manifest.read_text()
+    output = pruned.run("resume", "--study", "linear", "--configuration", str(number))
+    assert f"checkpoint {name} cannot be read and is set aside" in output
+    resumed = pruned.trained(configuration=str(number))
+    assert f"checkpoint_set_aside.{name}" in resumed.run.data.tags
+    assert resumed.run.data.tags["state"] == "complete"
+    assert manifest.read_text() == damaged
+
+
 def test_with_no_checkpoint_left_the_configuration_fails_and_says_so(pruned: Workplace) -> None:
     number = pruned_number(pruned)
     spoil(pruned, number, newest=9)

@@ -1,6 +1,7 @@
 """The quota deletes what is needed least, and never what a configuration needs to go on."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -10,12 +11,21 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from pipeline.checkpoint import Best, Manifest, MlflowStore, Position, Report, save
+from pipeline.errors import ThawError
+from pipeline.experiment import Experiment, ExperimentFile
+from pipeline.sweep.finish import evaluate_best
 from pipeline.sweep.quota import shrink, stored_bytes
 from pipeline.sweep.schedule import next_segment
 from pipeline.sweep.study import Study
+from pipeline.sweep.worker import Site
 from tests.sweep.trials import new_study
 
 FLOATS = 5000  # 20 kB a checkpoint, next to which its two JSON files are little
+
+
+@dataclass(frozen=True)
+class Point:
+    pass
 
 
 @pytest.fixture
@@ -101,6 +111,23 @@ def test_what_is_needed_least_goes_first(study, trained):
     ):
         shrink(study, total - dropped * one + one // 2)
         assert (epochs(lesser), epochs(better)) == left
+
+
+def test_the_best_weights_that_were_deleted_are_an_error_that_says_what_to_do(study, trained):
+    lesser = trained([0.5, 0.4, 0.6, 0.7], "paused")
+    trained([0.3, 0.1, 0.2, 0.4], "complete")
+    site = Site(file="x.py", experiment_id="0", run_id="none", tables_run_id=None, tables={}, threads=1)
+    study.set_attr("site", site.to_json())
+    shrink(study, 1)
+    assert epochs(lesser) == [4]
+    experiment = Experiment(
+        config=Point, train=lambda *_: None, evaluate=lambda *_: {}, monitor="loss", direction="minimize", max_epochs=9
+    )
+    file = ExperimentFile(path=Path("x.py"), experiment=experiment, sources=())
+    with pytest.raises(
+        ThawError, match=r"#00: checkpoint s0-e00002\S+, with its best weights, was deleted by --keep-gb"
+    ):
+        evaluate_best(study, file, 0)
 
 
 def test_what_a_later_stage_reads_and_what_a_resume_would_start_from_stay(study, trained):

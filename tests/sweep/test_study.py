@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from pipeline.errors import ThawError, UsageError
 from pipeline.sweep import process
-from pipeline.sweep.study import Fenced, Study
+from pipeline.sweep.study import Fenced, Study, study_names
 from tests.sweep.claiming import claim_one_and_wait
 from tests.sweep.trials import new_study, spec
 
@@ -45,6 +45,13 @@ def test_a_study_whose_creation_was_cut_off_takes_the_next_spec(tmp_path):
     with pytest.raises(ThawError, match="'half' was not finished being created"):
         _ = Study.load("half", study.url).spec
     assert Study.open("half", study.url, spec(seed=5), accept_change=False).spec == spec(seed=5)
+
+
+def test_studies_that_were_not_made_here_are_none_of_ours(study):
+    study._heartbeats.create_new_study([study.storage.get_study_directions(study.id)[0]], "optunas own")
+    assert study_names(study.url) == []
+    study.set_attr("site", {})
+    assert study_names(study.url) == ["s"]
 
 
 def test_a_name_taken_by_another_spec_is_refused_and_the_study_stays_as_it_is(study):
