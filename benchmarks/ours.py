@@ -8,7 +8,16 @@ from typing import Any
 
 from benchmarks.method import Method, Times
 from benchmarks.training import Training
-from pipeline.checkpoint import Checkpoint, Manifest, MlflowStore, Report, load_newest, restore, restore_random
+from pipeline.checkpoint import (
+    Checkpoint,
+    Manifest,
+    MlflowStore,
+    Position,
+    Report,
+    load_newest,
+    restore,
+    restore_random,
+)
 from pipeline.checkpoint.manifest import TENSORS
 from pipeline.checkpoint.writer import Writer
 from pipeline.experiment import Experiment
@@ -33,7 +42,7 @@ class BenchmarkSegment:
         self.committed_s = 0.0
         self._store = MlflowStore(run_id)
         self._parent: Manifest | None = None
-        self._writer: Writer[Snapshot] = Writer(self._write, idle=lambda: None, idle_s=60.0)
+        self._writer: Writer[Snapshot] = Writer(self._write)
 
     def resume(self) -> tuple[Manifest, dict[str, Any]] | None:
         return None
@@ -48,6 +57,9 @@ class BenchmarkSegment:
 
     def checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint.of(self._store, name)
+
+    def moved(self, position: Position) -> None:
+        pass
 
     def asked_to_stop(self) -> str | None:
         return None

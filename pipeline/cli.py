@@ -19,6 +19,7 @@ from pipeline.commands import (
     VerifyOptions,
 )
 from pipeline.engines import local
+from pipeline.engines.child import configure_logging
 from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import ExperimentFile, load_experiment
 from pipeline.options import parse
@@ -35,7 +36,7 @@ def run_command(arguments: Sequence[str], stop: StopRequest) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return DONE if arguments else USAGE
-    local.configure_logging(logging.INFO)
+    configure_logging(logging.INFO)
     try:
         if arguments[0] not in COMMANDS:
             raise UsageError(f"{arguments[0]}: no such command; there are {', '.join(COMMANDS)}")

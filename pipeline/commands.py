@@ -6,6 +6,7 @@ from pipeline.checkpoint.pace import Every
 from pipeline.errors import UsageError
 from pipeline.options import seconds
 from pipeline.session import How
+from pipeline.sweep.lineage import MAX_RETRIES
 from pipeline.sweep.segment import Keeping
 
 
@@ -32,6 +33,9 @@ class WorkOptions(CommonOptions):
         checkpoint_every_s: seconds of training between checkpoints inside an epoch; auto: as many as 1% of it allows
         keep_gb: delete checkpoints of the study that are needed least, until it has no more GB than this
         outage_s: how long a store that fails is tried again before training stops, resumably
+        max_retries: how often in a row a configuration may be lost, or raise, without a new checkpoint in between
+        hang_timeout_s: how long training may stand still until it is killed; by default 10 epochs, at least 60 s
+        workers_per_gpu: how many workers share a GPU before the next one gets some
         accept_change: continue a study although code or data have changed; recorded
     """
 
@@ -40,6 +44,9 @@ class WorkOptions(CommonOptions):
     checkpoint_every_s: Every = 60.0
     keep_gb: float | None = None
     outage_s: float = 60.0
+    max_retries: int = MAX_RETRIES
+    hang_timeout_s: float | None = None
+    workers_per_gpu: int = 1
     accept_change: bool = False
 
     def __post_init__(self) -> None:
@@ -49,6 +56,12 @@ class WorkOptions(CommonOptions):
             raise UsageError(f"--checkpoint-every-s {self.checkpoint_every_s}: expected more than 0")
         if self.keep_gb is not None and self.keep_gb <= 0:
             raise UsageError(f"--keep-gb {self.keep_gb}: expected more than 0")
+        if self.max_retries < 0:
+            raise UsageError(f"--max-retries {self.max_retries}: expected at least 0")
+        if self.hang_timeout_s is not None and self.hang_timeout_s <= 0:
+            raise UsageError(f"--hang-timeout-s {self.hang_timeout_s}: expected more than 0")
+        if self.workers_per_gpu < 1:
+            raise UsageError(f"--workers-per-gpu {self.workers_per_gpu}: expected at least 1")
         if self.outage_s < 0:
             raise UsageError(f"--outage-s {self.outage_s}: expected at least 0")
         self.how()
@@ -58,6 +71,9 @@ class WorkOptions(CommonOptions):
         return How(
             workers=self.workers,
             timeout_s=None if self.timeout is None else seconds(self.timeout),
+            max_retries=self.max_retries,
+            hang_timeout_s=self.hang_timeout_s,
+            workers_per_gpu=self.workers_per_gpu,
             keeping=Keeping(
                 checkpoint_every_s=self.checkpoint_every_s,
                 keep_bytes=None if self.keep_gb is None else round(self.keep_gb * 1e9),

@@ -7,6 +7,7 @@ from pipeline.checkpoint import (
     Checkpoint,
     FolderStore,
     Manifest,
+    Position,
     Report,
     load_newest,
     parse_name,
@@ -41,6 +42,9 @@ class LocalSegment:
 
     def checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint.of(self._store, name)
+
+    def moved(self, position: Position) -> None:
+        pass
 
     def asked_to_stop(self) -> str | None:
         return None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.checkpoint import Checkpoint, Manifest, Report, Store, Taken, save
+from pipeline.checkpoint import Checkpoint, Manifest, Position, Report, Store, Taken, save
 from pipeline.checkpoint.manifest import FROZEN
 
 
@@ -71,8 +71,11 @@ class Segment(Protocol):
     def checkpoint(self, name: str) -> Checkpoint:
         """A checkpoint of this configuration, to be read."""
 
+    def moved(self, position: Position) -> None:
+        """Training has come to here, by a batch or an epoch: the sign that it moves."""
+
     def asked_to_stop(self) -> str | None:
-        """Why training must stop at the next chance, or None. Also the sign that training moves."""
+        """Why training must stop at the next chance, or None."""
 
     def after_epoch(self, report: Report) -> str | None:
         """Why training stops after this epoch's report, or None to go on."""

@@ -14,6 +14,7 @@ from blake3 import blake3
 from pipeline.checkpoint import Checkpoint
 from pipeline.databases import sqlite_url
 from pipeline.engines import local
+from pipeline.engines.child import Job
 from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import ExperimentFile, default_params, from_params, load_experiment, to_params
 from pipeline.signals import StopRequest
@@ -54,6 +55,9 @@ class How:
 
     workers: int
     timeout_s: float | None
+    max_retries: int
+    hang_timeout_s: float | None
+    workers_per_gpu: int
     keeping: Keeping
 
 
@@ -162,6 +166,7 @@ class Session:
         With `configuration` only that one is trained, to the full budget.
         """
         evaluation = None
+        study.limit_retries(how.max_retries)
         with self._shown(study):
             todo = not is_over(study) if configuration is None else reopen(study, configuration)
             finished = not todo or self._train(study, how, configuration)
@@ -194,11 +199,13 @@ class Session:
 
     def _train(self, study: Study, how: How, configuration: int | None) -> bool:
         assert self._context is not None
-        job = local.Job(
+        job = Job(
             study=study.name,
             storage=self._url,
             workers=how.workers if configuration is None else 1,
             timeout_s=how.timeout_s,
+            hang_timeout_s=how.hang_timeout_s,
+            workers_per_gpu=how.workers_per_gpu,
             keeping=how.keeping,
             only=None if configuration is None else (configuration,),
         )

@@ -9,12 +9,14 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 PARENT_CHECK_S = 2.0
+SAME_S = 1.0
 
 
 class Interrupted(BaseException):
@@ -25,11 +27,19 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by what: the first SIGTERM or SIGINT, or a call of `ask`."""
+    """Whether this process was asked to stop, and by what: the first SIGTERM or SIGINT, or a call of `ask`.
+
+    Attributes:
+        reason: what has asked first; None while nothing has.
+        at_once: whether a second SIGINT says that nothing is to be waited for. One that follows within a second is the
+            same Ctrl-C, passed on by whoever started this process.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.at_once = False
         self._raising = False
+        self._interrupted_s: float | None = None
         self._event = threading.Event()
 
     def interrupt(self) -> None:
@@ -78,6 +88,10 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first = self.reason is None
+        if number == signal.SIGINT:
+            now_s = time.monotonic()
+            self.at_once |= self._interrupted_s is not None and now_s - self._interrupted_s >= SAME_S
+            self._interrupted_s = self._interrupted_s or now_s
         self.ask(signal.Signals(number).name)
         if first and self._raising:
             raise Interrupted(self.reason)

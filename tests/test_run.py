@@ -651,6 +651,9 @@ class Behind(LocalSegment):
             self.newest.taken.release()
         self.newest = snapshot
 
+    def moved(self, position: Position) -> None:
+        pass
+
     def asked_to_stop(self) -> str | None:
         return None
 

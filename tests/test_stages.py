@@ -39,6 +39,9 @@ class Watched(LocalSegment):
         if snapshot.manifest.position == self.cut_at:
             raise Killed
 
+    def moved(self, position: Position) -> None:
+        pass
+
     def asked_to_stop(self) -> str | None:
         if self.left is None:
             return None

@@ -1,5 +1,6 @@
 """What the bits of training depend on besides its state, and how it has changed."""
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -11,6 +12,14 @@ import torch
 def default_device() -> torch.device:
     """The accelerator if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def visible_devices() -> list[str]:
+    """The CUDA devices that processes may be given, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [device.strip() for device in given.split(",") if device.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def environment() -> dict[str, Any]:

@@ -10,13 +10,11 @@ T = TypeVar("T")
 class Writer(Generic[T]):
     """At most one item is being written and one waits.
 
-    `write` commits one item. `idle` is called after every write, and every `idle_s` seconds while there is none.
-
-    An error of `write` or `idle` ends the thread; the next call of another method raises it, as itself.
+    `write` commits one item. An error of it ends the thread; the next call of another method raises it, as itself.
     """
 
-    def __init__(self, write: Callable[[T], None], *, idle: Callable[[], None], idle_s: float) -> None:
-        self._write, self._idle, self._idle_s = write, idle, idle_s
+    def __init__(self, write: Callable[[T], None]) -> None:
+        self._write = write
         self._changed = threading.Condition()
         self._waiting: T | None = None
         self._writing = False
@@ -72,16 +70,14 @@ class Writer(Generic[T]):
         try:
             while True:
                 with self._changed:
-                    if self._waiting is None and not self._closed:
-                        self._changed.wait(self._idle_s)
+                    while self._waiting is None and not self._closed:
+                        self._changed.wait()
                     item, self._waiting = self._waiting, None
-                    if item is None and self._closed:
+                    if item is None:
                         return
-                    self._writing = item is not None
+                    self._writing = True
                     self._changed.notify_all()
-                if item is not None:
-                    self._write(item)
-                self._idle()
+                self._write(item)
                 with self._changed:
                     self._writing = False
                     self._changed.notify_all()

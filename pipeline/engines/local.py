@@ -9,24 +9,28 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import psutil
 
 from pipeline import signals
+from pipeline.checkpoint.environment import visible_devices
+from pipeline.engines.child import DONE, DUMP_SIGNAL, GIVEN_UP, SPENT, STOPPED, UNSAVED, Job, work_as_process
 from pipeline.errors import ThawError
 from pipeline.signals import StopRequest
-from pipeline.sweep.patience import Unsaved
-from pipeline.sweep.segment import Keeping
+from pipeline.sweep.failures import OomKills, end_hung
+from pipeline.sweep.lineage import LOST, OUT_OF_MEMORY, PREEMPTED
+from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.study import Study
+from pipeline.tracking import runs
 
 log = logging.getLogger("pipeline")
 # torch._dynamo is what the constructor of the first optimizer imports, for seconds; the stores are what the first
@@ -34,33 +38,12 @@ log = logging.getLogger("pipeline")
 PRELOADED = [
     *("torch", "torch._dynamo", "pandas", "mlflow", "mlflow.store.tracking.sqlalchemy_store"),
     *("optuna", "optuna.storages._rdb.storage", "optuna.storages._rdb.models", "alembic.migration"),
-    "pipeline.sweep.worker",
+    "pipeline.engines.child",
 ]
 DEATHS_IN_A_ROW = 5  # of workers that had not even begun a segment; each segment has its own limit
 TICK_S = 1.0
-# A worker's exit codes. 1 is Python's own, for an exception that nobody has foreseen: that worker has died.
-DONE, GIVEN_UP, UNSAVED, STOPPED = 0, 3, 4, 75
+DUMP_TICK_S, DUMP_TICKS = 0.2, 25
 FORKSERVER_GONE = 255  # what multiprocessing says of a process whose end it can't learn
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the workers of a study are to do.
-
-    Attributes:
-        study, storage: the study's name, and the URL of its database.
-        workers: how many processes.
-        keeping: how checkpoints are kept.
-        timeout_s: seconds after which everything stops resumably; None for never.
-        only: the configurations to work on; None for all.
-    """
-
-    study: str
-    storage: str
-    workers: int
-    keeping: Keeping
-    timeout_s: float | None = None
-    only: Collection[int] | None = None
 
 
 def start_forkserver() -> ForkServerContext:
@@ -83,58 +66,85 @@ def run(job: Job, context: ForkServerContext, stop: StopRequest) -> bool:
     Raises:
         ThawError: the workers die again and again without getting anywhere.
     """
-    supervisor = _Supervisor(job, context, stop)
     deadline = None if job.timeout_s is None else time.monotonic() + job.timeout_s
     parent = os.getppid()
-    try:
-        while supervisor.processes:
-            if deadline is not None and time.monotonic() >= deadline:
-                stop.ask("timeout")
-            if os.getppid() != parent and "MLFLOW_RUN_ID" in os.environ:
-                stop.ask("the process that ran this command is gone")
-            if stop.reason is not None:
-                supervisor.stop()
-            supervisor.turn()
-    finally:
-        supervisor.stop()
-        supervisor.join()
+    with tempfile.TemporaryDirectory(prefix="thaw-") as folder:
+        supervisor = _Supervisor(job, context, stop, Path(folder))
+        try:
+            while supervisor.workers:
+                if deadline is not None and time.monotonic() >= deadline:
+                    stop.ask("timeout")
+                if os.getppid() != parent and "MLFLOW_RUN_ID" in os.environ:
+                    stop.ask("the process that ran this command is gone")
+                supervisor.turn()
+        finally:
+            supervisor.stop()
+            while supervisor.workers:
+                supervisor.turn()
     return supervisor.done and stop.reason is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """A worker process.
+
+    Attributes:
+        slot: its place among the workers, which says what device it is given.
+        stacks: the file that it writes its stacks to when it is asked.
+    """
+
+    process: ForkServerProcess
+    slot: int
+    pulse: Pulse
+    stacks: Path
 
 
 class _Supervisor:
     """The worker processes of a job."""
 
-    def __init__(self, job: Job, context: ForkServerContext, stop: StopRequest) -> None:
+    def __init__(self, job: Job, context: ForkServerContext, stop: StopRequest, folder: Path) -> None:
         self._job = job
         self._context = context
         self._stop = stop
+        self._folder = folder
         self._study = Study.load(job.study, job.storage)
+        self._oom_kills = OomKills()
+        self._devices = visible_devices()
+        self._started = count()
         self._stopping = False
         self._idle_deaths = 0
         self.done = False
-        self.processes: list[ForkServerProcess] = [self._start() for _ in range(job.workers)]
+        self.workers = [self._start(slot) for slot in range(job.workers)]
 
     def turn(self) -> None:
-        """Waits for something to happen to a worker, for at most a tick."""
-        multiprocessing.connection.wait([process.sentinel for process in self.processes], TICK_S)
-        for process in [one for one in self.processes if not one.is_alive()]:
-            self.processes.remove(process)
-            self._ended(process)
+        """Waits for something to happen to a worker, for at most a tick, and does what has to be done about it."""
+        if self._stop.reason is not None:
+            self.stop()
+        if self._stop.at_once:
+            for worker in self.workers:
+                _kill(worker.process)
+        multiprocessing.connection.wait([worker.process.sentinel for worker in self.workers], TICK_S)
+        for worker in [one for one in self.workers if not one.process.is_alive()]:
+            self.workers.remove(worker)
+            self._ended(worker)
+        for worker in self.workers:
+            still_s = worker.pulse.still_s()
+            if still_s is not None:
+                self._end_hung(worker, still_s)
 
     def stop(self) -> None:
         """Asks every worker to take its checkpoint and leave; once."""
         if not self._stopping:
             self._stopping = True
-            for process in self.processes:
-                process.terminate()
+            for worker in self.workers:
+                worker.process.terminate()
 
-    def join(self) -> None:
-        for process in self.processes:
-            process.join()
-
-    def _start(self) -> ForkServerProcess:
-        arguments = (self._job, logging.getLogger().level)
-        process = self._context.Process(target=_work, args=arguments, daemon=False)
+    def _start(self, slot: int) -> _Worker:
+        pulse = Pulse(self._context, self._job.hang_timeout_s)
+        stacks = self._folder / f"stacks-{next(self._started)}.txt"
+        device = self._devices[slot // self._job.workers_per_gpu % len(self._devices)] if self._devices else None
+        arguments = (self._job, pulse, stacks, device, logging.getLogger().level)
+        process = self._context.Process(target=work_as_process, args=arguments, daemon=False)
         for last in (False, False, True):
             try:
                 with signals.blocked():  # a forkserver that has died is started anew here
@@ -143,33 +153,59 @@ class _Supervisor:
             except (EOFError, ConnectionError):  # it is dying right now
                 if last:
                     raise
-                process = self._context.Process(target=_work, args=arguments, daemon=False)
-        return process
+                process = self._context.Process(target=work_as_process, args=arguments, daemon=False)
+        return _Worker(process=process, slot=slot, pulse=pulse, stacks=stacks)
 
-    def _ended(self, process: BaseProcess) -> None:
+    def _ended(self, worker: _Worker) -> None:
+        process = worker.process
         if process.exitcode == DONE:
             self.done = True
             return
         if process.exitcode == GIVEN_UP:
+            if self._stopping:
+                return
             raise ThawError("a worker could not go on; its reason stands above")
         if process.exitcode == UNSAVED:
             self._stop.ask("checkpoints cannot be saved")
             return
         if process.exitcode == FORKSERVER_GONE:
             self._end_orphan(process)
+        # Else what it lost would wait until a worker looks for more to do.
+        killed_for_memory = process.exitcode == -signal.SIGKILL and self._oom_kills.any_new()
+        ended = PREEMPTED if self._stopping else OUT_OF_MEMORY if killed_for_memory else LOST
+        try:
+            had_work = self._had_work(process)
+            self._study.close_dead(ended)
+        except Exception as error:  # noqa: BLE001  the database may be away; whoever looks next does it
+            log.warning("the study database cannot be reached: %s", " ".join(str(error).split()))
+            had_work = True
         # A signal to the whole group may reach a worker first: then this process is being stopped as well.
         if self._stopping or (process.exitcode == STOPPED and self._stop.wait(TICK_S)):
             return
-        self._idle_deaths = 0 if self._had_work(process) else self._idle_deaths + 1
-        if self._idle_deaths > DEATHS_IN_A_ROW * self._job.workers:
-            raise ThawError(f"workers died {self._idle_deaths} times in a row (last exit code {process.exitcode})")
-        self._study.close_dead()  # else what it lost would wait until a worker looks for more to do
-        log.warning("a worker died (exit code %s); another continues its work", process.exitcode)
-        self.processes.append(self._start())
+        if process.exitcode != SPENT:
+            self._idle_deaths = 0 if had_work else self._idle_deaths + 1
+            if self._idle_deaths > DEATHS_IN_A_ROW * self._job.workers:
+                raise ThawError(f"workers died {self._idle_deaths} times in a row (last exit code {process.exitcode})")
+            log.warning("a worker died (exit code %s); another continues its work", process.exitcode)
+        self.workers.append(self._start(worker.slot))
 
     def _had_work(self, process: BaseProcess) -> bool:
         owners = (trial.user_attrs.get("worker") for trial in self._study.trials())
         return any(owner is not None and owner["pid"] == process.pid for owner in owners)
+
+    def _end_hung(self, worker: _Worker, still_s: float) -> None:
+        """Takes its trial away first: it may wake up at any moment, and must find that it has lost it."""
+        process = worker.process
+        assert process.pid is not None
+        log.error("a worker has stood still for %.0f s: it is killed", still_s)
+        try:
+            run_id = end_hung(self._study, process.pid, still_s)
+            stacks = _stacks(process.pid, worker.stacks)
+            _kill(process)
+            if run_id is not None:
+                runs.log_text(run_id, stacks, "stacks.txt")
+        except Exception as error:  # noqa: BLE001  stores and servers raise what they like; the next turn tries again
+            log.warning("what stands still cannot be recorded: %s", " ".join(str(error).split()))
 
     def _end_orphan(self, process: BaseProcess) -> None:
         """Lets a worker whose forkserver has died take its checkpoint: its end cannot be told from its exit code."""
@@ -181,53 +217,22 @@ class _Supervisor:
             pass
 
 
-def _work(job: Job, log_level: int) -> None:
-    """A worker process. Exits with 0 when nothing is left, 75 when it was stopped, 3 when it cannot go on, and 4 when
-    what it trains cannot be saved.
-    """
-    stop = StopRequest()
-    stop.watch()
-    # A process from a forkserver starts its own by it as well; loaders here work as in a plain script.
-    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
-    # The first temporary name is made under a lock: a loader's worker that is forked while the checkpoint writer
-    # holds it would wait for it for ever.
-    with tempfile.TemporaryDirectory():
-        pass
-    _watch_parent(stop)
-    configure_logging(log_level)
-    from pipeline.sweep.worker import work
-    from pipeline.tracking.server import connect
-
-    try:
-        connect()
-        study = Study.load(job.study, job.storage)
-        finished = work(study, stop, keeping=job.keeping, only=job.only)
-    except ThawError as error:
-        log.error("%s", error)
-        sys.exit(UNSAVED if isinstance(error, Unsaved) else GIVEN_UP)
-    finally:
-        # Loaders' workers that are still there would be waited for at exit, and obey no signal that asks. Torch's
-        # handler would take their end for a fault.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for child in multiprocessing.active_children():
-            child.kill()
-    sys.exit(DONE if finished else STOPPED)
+def _kill(process: BaseProcess) -> None:
+    """Kills a process and all that it has started."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
 
 
-def _watch_parent(stop: StopRequest) -> None:
-    """When the supervisor dies, its workers take their checkpoints and leave; no orphan trains on."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        stop.ask("the supervisor is gone")
-
-    threading.Thread(target=watch, name="supervisor watch", daemon=True).start()
-
-
-def configure_logging(level: int) -> None:
-    """Plain lines of ours on stderr; of the libraries only warnings."""
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("optuna", "mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+def _stacks(pid: int, file: Path) -> str:
+    """The stacks of all threads of a worker, which its faulthandler writes without the interpreter's help."""
+    os.kill(pid, DUMP_SIGNAL)
+    before, text = "", ""
+    for _ in range(DUMP_TICKS):
+        time.sleep(DUMP_TICK_S)
+        before, text = text, file.read_text(errors="replace") if file.exists() else ""
+        if text and text == before:
+            return text
+    return text or "none: the process did not answer; it may have been stopped, or wait for a device\n"

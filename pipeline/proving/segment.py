@@ -82,6 +82,9 @@ class ProvingSegment:
     def checkpoint(self, name: str) -> Checkpoint:
         return self._inner.checkpoint(name)
 
+    def moved(self, position: Position) -> None:
+        pass
+
     def asked_to_stop(self) -> str | None:
         return "preempted" if self._stop.reason is not None else None
 

@@ -10,6 +10,15 @@ from pipeline.experiment import Experiment
 from pipeline.run import Run
 from pipeline.segment import Segment, Stopped
 
+_NO_MEMORY = "can't allocate memory"  # in the words of torch's allocator for the CPU, which raises a RuntimeError
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was too little memory, of the machine or of its accelerator."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY in str(error)
+    )
+
 
 def train(
     experiment: Experiment,

@@ -61,9 +61,10 @@ def synchronise(study: Study, *, over: bool) -> None:
         if run is None or state == "waiting":
             continue
         trials = ",".join(str(segment.number) for segment in lineage.segments)
-        at = (run.data.tags.get("state"), run.data.tags.get("trials"), run.info.status)
-        if at != (state, trials, runs.STATUS[state]):
-            runs.set_state(run.info.run_id, state, trials=trials)
+        tags = {"trials": trials, **({"ended": lineage.ended} if lineage.ended is not None else {})}
+        at = (run.data.tags.get("state"), run.info.status, {name: run.data.tags.get(name) for name in tags})
+        if at != (state, runs.STATUS[state], tags):
+            runs.set_state(run.info.run_id, state, **tags)
     for run in known.values():  # its creator was killed before the study knew of it; who goes on will find it
         if run.info.status == "RUNNING":
             runs.set_state(run.info.run_id, "interrupted")

@@ -9,27 +9,38 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-PREEMPTED, LOST, ERROR, DIVERGED = "preempted", "lost", "error", "diverged"
 PAUSED, PRUNED, COMPLETE, DUPLICATE = "paused", "pruned", "complete", "duplicate"
+# What breaks a segment off. PREEMPTED: it was asked to stop. LOST: its process is gone. OUT_OF_MEMORY: torch said so,
+# Python or the kernel. HANG: it did not move. DIVERGED: the monitored value is no number. BUG: the user's code raised.
+PREEMPTED, LOST, OUT_OF_MEMORY, HANG = "preempted", "lost", "out_of_memory", "hang"
+DIVERGED, BUG = "diverged", "bug"
 
 # The reasons that go with a state. Reason and state are two writes, and another process that ends the same trial
 # may write its reason in between: then the state is right, and its first reason here is the likeliest.
 REASONS = {
     TrialState.COMPLETE: (COMPLETE,),
     TrialState.PRUNED: (PAUSED, PRUNED),
-    TrialState.FAIL: (LOST, PREEMPTED, ERROR, DIVERGED),
+    TrialState.FAIL: (LOST, PREEMPTED, OUT_OF_MEMORY, HANG, DIVERGED, BUG),
 }
 
-# How many segments in a row may end so, without a new checkpoint in between, before the configuration is failed.
-RETRIES = {PREEMPTED: None, LOST: 3, ERROR: 1, DIVERGED: 0}
+# How many segments in a row may end so, without a new checkpoint in between, before the configuration is failed. A
+# preemption is charged to nobody; of what is not here, a study says how many.
+RETRIES = {OUT_OF_MEMORY: 1, HANG: 1, DIVERGED: 0}
+MAX_RETRIES = 3
+ALIKE = 3  # so many first configurations that fail alike are enough to see that all would
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """The accepted segments of one configuration, oldest first; never empty."""
+    """The accepted segments of one configuration, oldest first; never empty.
+
+    Attributes:
+        max_retries: how many in a row may be lost, or raise, without a new checkpoint in between.
+    """
 
     number: int
     segments: tuple[FrozenTrial, ...]
+    max_retries: int = MAX_RETRIES
 
     @property
     def head(self) -> FrozenTrial:
@@ -42,6 +53,11 @@ class Lineage:
         if not self.head.state.is_finished():
             return None
         return _ended(self.head)
+
+    @property
+    def endings(self) -> list[str]:
+        """Why each of its segments ended that has."""
+        return [_ended(segment) for segment in self.segments if segment.state.is_finished()]
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -93,11 +109,29 @@ class Lineage:
         """Whether the newest segment broke off and the configuration is worth another attempt."""
         if self.head.state is not TrialState.FAIL:
             return False
-        allowed = RETRIES[str(self.ended)]
-        return allowed is None or self._in_a_row(str(self.ended)) <= allowed
+        ended = str(self.ended)
+        if ended == PREEMPTED:
+            return True
+        if ended == BUG and self._has_raised_alike():
+            return False
+        return self._in_a_row(ended) <= RETRIES.get(ended, self.max_retries)
 
     def failed(self) -> bool:
         return self.head.state is TrialState.FAIL and not self.may_continue()
+
+    @property
+    def bug(self) -> dict[str, Any] | None:
+        """What the user's code raised last, and where: `type`, `place`, `position`, `code`."""
+        return self.head.user_attrs.get("bug") if self.ended == BUG else None
+
+    def _has_raised_alike(self) -> bool:
+        """Whether the same exception at the same position ended a segment before, since it was last reopened."""
+        for segment in reversed(self.segments):
+            if segment is not self.head and segment.user_attrs.get("bug") == self.bug:
+                return self.bug is not None
+            if segment.user_attrs.get("fresh"):
+                break
+        return False
 
     def _in_a_row(self, reason: str) -> int:
         """How often it broke off for this reason since its last new checkpoint, or since it was reopened."""
@@ -130,7 +164,20 @@ def progress_of(segment: FrozenTrial) -> dict[str, Any]:
     return dict(segment.user_attrs.get("progress", {"checkpoint": None, "epochs": 0, "best": None}))
 
 
-def lineages(trials: Iterable[FrozenTrial]) -> dict[int, Lineage]:
+def failing_alike(lineages: Mapping[int, Lineage], code: str) -> bool:
+    """Whether the first configurations all failed by the same bug of this code, and none has come to anything."""
+    first = [lineages[number] for number in range(ALIKE) if number in lineages]
+    bugs = [lineage.bug for lineage in first if lineage.failed() and lineage.bug is not None]
+    return (
+        len(bugs) == ALIKE
+        and all(
+            bug["code"] == code and (bug["type"], bug["place"]) == (bugs[0]["type"], bugs[0]["place"]) for bug in bugs
+        )
+        and all(lineage.best is None for lineage in lineages.values())
+    )
+
+
+def lineages(trials: Iterable[FrozenTrial], max_retries: int = MAX_RETRIES) -> dict[int, Lineage]:
     """The configurations of a study, by number.
 
     When two workers continued the same segment, or created the same configuration, the lowest trial number
@@ -144,7 +191,10 @@ def lineages(trials: Iterable[FrozenTrial]) -> dict[int, Lineage]:
         segments = accepted.setdefault(number, [])
         if trial.user_attrs["parent"] == (segments[-1].number if segments else None):
             segments.append(trial)
-    return {n: Lineage(number=n, segments=tuple(s)) for n, s in sorted(accepted.items())}
+    return {
+        n: Lineage(number=n, segments=tuple(segments), max_retries=max_retries)
+        for n, segments in sorted(accepted.items())
+    }
 
 
 def duplicates(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -1,5 +1,6 @@
 """Who works on a trial, and whether that process still lives."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Mapping
@@ -10,8 +11,30 @@ import psutil
 
 
 def identity() -> dict[str, Any]:
-    """This process, such that no other process ever has the same: a process id alone is used again."""
-    return {"host": _host(), "pid": os.getpid(), "started_s": _started_s(psutil.Process())}
+    """This process, such that no other process ever has the same: a process id alone is used again.
+
+    `supervisor` is the one that has started it and watches it, None without one.
+    """
+    parent = multiprocessing.parent_process()
+    supervisor = None if parent is None or parent.pid is None else _process(parent.pid)
+    return {**_process(os.getpid()), "supervisor": supervisor}
+
+
+def is_watched(process: Mapping[str, Any]) -> bool:
+    """Whether its supervisor, another process than this one, still lives."""
+    supervisor = process.get("supervisor")
+    return supervisor is not None and supervisor != _process(os.getpid()) and not is_dead(supervisor)
+
+
+def is_orphan(process: Mapping[str, Any]) -> bool:
+    """Whether the supervisor that watched it has ended."""
+    supervisor = process.get("supervisor")
+    return supervisor is not None and is_dead(supervisor)
+
+
+def is_here(process: Mapping[str, Any], pid: int) -> bool:
+    """Whether it is the process of this number, of this host."""
+    return not is_elsewhere(process) and bool(process["pid"] == pid)
 
 
 def is_elsewhere(process: Mapping[str, Any]) -> bool:
@@ -28,6 +51,14 @@ def is_dead(process: Mapping[str, Any]) -> bool:
         return bool(_started_s(other) != process["started_s"] or other.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+def _process(pid: int) -> dict[str, Any]:
+    try:
+        started_s = _started_s(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        started_s = 0.0  # it has ended: no process has started so early
+    return {"host": _host(), "pid": pid, "started_s": started_s}
 
 
 def _started_s(process: psutil.Process) -> float:

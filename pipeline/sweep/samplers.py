@@ -1,6 +1,7 @@
 """Samplers and pruners by name, and the view of a study that they are given."""
 
 import copy
+import math
 import warnings
 from collections.abc import Container
 from typing import Any
@@ -10,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import UsageError
 from pipeline.experiment import seed_for
-from pipeline.sweep.lineage import lineages
+from pipeline.sweep.lineage import DIVERGED, lineages
 
 SAMPLERS = {
     "tpe": optuna.samplers.TPESampler,
@@ -29,7 +30,8 @@ class StudyView(optuna.Study):
     """A study as samplers and pruners see it: one trial per configuration, its newest segment.
 
     Superseded segments are the same point again and would be counted twice. Trials are numbered by their
-    configuration, so that what is suggested doesn't depend on how often others were interrupted.
+    configuration, so that what is suggested doesn't depend on how often others were interrupted. A configuration that
+    diverged is shown as pruned with NaN, the worst there is: samplers leave out what has failed.
     """
 
     def _get_trials(
@@ -38,9 +40,12 @@ class StudyView(optuna.Study):
         trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
         shown = []
         for number, lineage in lineages(trials).items():
-            if states is None or lineage.head.state in states:
-                trial = copy.deepcopy(lineage.head) if deepcopy else copy.copy(lineage.head)
-                trial.number = number
+            trial = copy.deepcopy(lineage.head) if deepcopy else copy.copy(lineage.head)
+            trial.number = number
+            if lineage.ended == DIVERGED:
+                trial.state = TrialState.PRUNED
+                trial.intermediate_values = {**trial.intermediate_values, lineage.epochs + 1: math.nan}
+            if states is None or trial.state in states:
                 shown.append(trial)
         return shown
 

@@ -5,8 +5,9 @@ from typing import Literal
 
 from optuna.trial import TrialState
 
+from pipeline.errors import ThawError
 from pipeline.sweep import halving
-from pipeline.sweep.lineage import Lineage
+from pipeline.sweep.lineage import ALIKE, Lineage, failing_alike
 from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.study import Study
 
@@ -19,11 +20,20 @@ def next_segment(study: Study, *, only: Collection[int] | None = None) -> Lineag
 
     Returns the lineage whose newest segment is now this process's own; "wait" while others hold all there is
     to do; "done" when nothing is left.
+
+    Raises:
+        ThawError: the first configurations have all failed alike, so that all would.
     """
     spec = study.spec
     while True:
         study.close_dead()
         found = study.lineages()
+        if only is None and failing_alike(found, spec.code):
+            raise ThawError(
+                f"study {study.name!r}: the first {ALIKE} configurations all failed alike, so the sweep stops here: "
+                f"{found[0].head.user_attrs.get('error')}; traceback.txt in their MLflow runs says more; "
+                "mend the experiment, and run the same command with --accept-change true"
+            )
         mine = {n: lineage for n, lineage in found.items() if only is None or n in only}
         for lineage in mine.values():
             if lineage.head.state is TrialState.WAITING and study.claim(lineage.head):

@@ -31,6 +31,7 @@ from pipeline.segment import Snapshot, Stopped, put
 from pipeline.signals import StopRequest
 from pipeline.sweep.lineage import PAUSED, PREEMPTED, PRUNED, Lineage, progress_of
 from pipeline.sweep.patience import patiently
+from pipeline.sweep.pulse import Heartbeats, Pulse
 from pipeline.sweep.samplers import StudyView
 from pipeline.sweep.storage import HEARTBEAT_S
 from pipeline.sweep.study import Study
@@ -60,7 +61,15 @@ class TrialSegment:
     """The newest segment of a lineage, claimed by this process. Implements `pipeline.segment.Segment`."""
 
     def __init__(
-        self, study: Study, lineage: Lineage, *, run_id: str, view: StudyView, stop: StopRequest, outage_s: float
+        self,
+        study: Study,
+        lineage: Lineage,
+        *,
+        run_id: str,
+        view: StudyView,
+        stop: StopRequest,
+        pulse: Pulse,
+        outage_s: float,
     ) -> None:
         self.trial = lineage.head.number
         self._id = lineage.head._trial_id
@@ -72,15 +81,28 @@ class TrialSegment:
         self._view = view
         self._stop = stop
         self._outage_s = outage_s
-        self._moved = True  # since the last heartbeat
-        self._beat_s = time.monotonic()
+        self.position: list[int] | None = None  # stage, epoch and batch where training stands, once it has moved
+        self._pulse = pulse
+        self._epochs_s: list[float] = []
+        self._epoch_began_s: float | None = None  # None inside an epoch that another segment has begun
         self._logged: set[int] = set()
         self._reported = 0  # epochs that the study knows of
         self._kept: dict[str, Manifest] = {}  # the checkpoints that count and are kept, in order
         self._last: Snapshot | None = None
-        self._writer: Writer[Snapshot] = Writer(self._write, idle=self._beat, idle_s=HEARTBEAT_S)
+        self._writer: Writer[Snapshot] = Writer(self._write)
+        name = f"#{lineage.number:02d}"
+        self._heartbeats = Heartbeats(lambda: study.beat(self._id), pulse, HEARTBEAT_S, name)
 
     def resume(self) -> tuple[Manifest, dict[str, Any]] | None:
+        found = self._resume()
+        if found is not None:
+            times_s = [report.time_ms / 1000 for report in found[0].history]
+            self._epochs_s = [after - before for before, after in pairwise(times_s)]  # pauses too: rather too long
+        self._epoch_began_s = time.monotonic() if found is None or found[0].position.batch == 0 else None
+        self._pulse.begin()
+        return found
+
+    def _resume(self) -> tuple[Manifest, dict[str, Any]] | None:
         """Raises:
         CheckpointError: there should be a checkpoint and none of them verifies.
         Stopped: the checkpoint ends an epoch at which training stops, and that was cut off.
@@ -137,7 +159,8 @@ class TrialSegment:
 
         Raises what went wrong with an earlier one, Fenced among it.
         """
-        dropped = self._writer.make_room(lambda waiting: not _is_promised(waiting.manifest, manifest))
+        with self._pulse.resting():
+            dropped = self._writer.make_room(lambda waiting: not _is_promised(waiting.manifest, manifest))
         if dropped is None:
             return False
         dropped.taken.release()
@@ -155,12 +178,17 @@ class TrialSegment:
 
     def close(self) -> None:
         """Returns when everything is committed. Raises what went wrong, Fenced among it."""
+        self._pulse.end()
         self._settle()
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            self._heartbeats.close()
 
     def _flush(self) -> None:
         self._settle()
-        self._writer.flush()
+        with self._pulse.resting():
+            self._writer.flush()
 
     def _settle(self) -> None:
         """Training waits here, so nothing changes: what is still being copied can be finished."""
@@ -232,17 +260,16 @@ class TrialSegment:
         }
         return rungs | {name for name in self._kept if _position(name).is_stage_start}
 
-    def _beat(self) -> None:
-        """A heartbeat, if training has moved since the last one: a thread that beats on its own says nothing."""
-        if self._moved and time.monotonic() - self._beat_s >= HEARTBEAT_S:
-            self._moved, self._beat_s = False, time.monotonic()
-            try:
-                self._study.beat(self._id)
-            except Exception as error:  # noqa: BLE001  a database that fails is tried again at the next beat
-                log.warning("#%02d: no heartbeat: %s", self._lineage.number, error)
+    def moved(self, position: Position) -> None:
+        if position.batch == 0:
+            now_s = time.monotonic()
+            if self._epoch_began_s is not None:
+                self._epochs_s.append(now_s - self._epoch_began_s)
+            self._epoch_began_s = now_s
+        self.position = [position.stage, position.epoch, position.batch]
+        self._pulse.moved(self._epochs_s)
 
     def asked_to_stop(self) -> str | None:
-        self._moved = True
         return PREEMPTED if self._stop.reason is not None else None
 
     def after_epoch(self, report: Report) -> str | None:

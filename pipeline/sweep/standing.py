@@ -3,8 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from optuna.trial import TrialState
+
 from pipeline.sweep.finish import state_of
-from pipeline.sweep.lineage import Lineage
+from pipeline.sweep.lineage import REASONS, Lineage
 from pipeline.sweep.quota import stored_bytes
 from pipeline.sweep.schedule import is_over, is_search_over
 from pipeline.sweep.study import Study
@@ -16,7 +18,7 @@ class ConfigurationStanding:
 
     Attributes:
         state: in the words of its run's tag `state`.
-        why: why its newest segment ended so, where its state does not say it.
+        why: why it failed, or what has broken it off so far.
         size_bytes: what its checkpoints take.
     """
 
@@ -69,5 +71,7 @@ def standing(study: Study) -> Standing:
 
 def _why(lineage: Lineage, state: str) -> str:
     if state == "failed":
-        return str(lineage.head.user_attrs.get("error", lineage.ended))
-    return str(lineage.ended) if state == "interrupted" else ""
+        error = lineage.head.user_attrs.get("error")
+        return f"{lineage.ended}: {error}" if error else str(lineage.ended)
+    broken = Counter(why for why in lineage.endings if why in REASONS[TrialState.FAIL])
+    return "broken off: " + ", ".join(f"{count} {why}" for why, count in broken.items()) if broken else ""

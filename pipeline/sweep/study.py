@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import ThawError, UsageError
 from pipeline.sweep import process
-from pipeline.sweep.lineage import DUPLICATE, LOST, Lineage, duplicates, lineages
+from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, Lineage, duplicates, lineages
 from pipeline.sweep.spec import StudySpec, refuse_change
 from pipeline.sweep.storage import open_storage, redacted
 
@@ -45,6 +45,7 @@ class Study:
         self.url = url
         self.storage = get_storage(storage)  # caches finished trials
         self._heartbeats = storage
+        self._max_retries: int | None = None
         self.id = study_id
 
     @classmethod
@@ -106,7 +107,15 @@ class Study:
         return self.storage.get_all_trials(self.id, deepcopy=False)
 
     def lineages(self) -> dict[int, Lineage]:
-        return lineages(self.trials())
+        if self._max_retries is None:
+            self._max_retries = int(self.attrs.get("max_retries", MAX_RETRIES))
+        return lineages(self.trials(), self._max_retries)
+
+    def limit_retries(self, max_retries: int) -> None:
+        """How many segments in a row may be lost, or raise, from now on; for who loads the study after this."""
+        if self.attrs.get("max_retries", MAX_RETRIES) != max_retries:
+            self.set_attr("max_retries", max_retries)
+        self._max_retries = max_retries
 
     def add_configuration(self, number: int, *, until: int, config: Mapping[str, Any] | None = None) -> None:
         """Creates the first segment of a configuration, for whoever claims it."""
@@ -212,5 +221,13 @@ def _gone(trial: FrozenTrial, stale: set[int]) -> bool:
     owners = [attrs["worker"]] if "worker" in attrs else [v for n, v in attrs.items() if n.startswith(CLAIMANT)]
     if not owners:
         return trial._trial_id in stale
-    # A process of this host is asked for itself; a slow batch is no reason to take its trial away.
-    return all(process.is_dead(o) or (process.is_elsewhere(o) and trial._trial_id in stale) for o in owners)
+    return all(_is_gone(owner, is_silent=trial._trial_id in stale) for owner in owners)
+
+
+def _is_gone(owner: Mapping[str, Any], *, is_silent: bool) -> bool:
+    if process.is_elsewhere(owner):
+        return is_silent
+    if process.is_dead(owner):
+        return not process.is_watched(owner)  # its supervisor closes it at once, and knows more about its end
+    # A slow batch is no reason to take its trial away, while somebody is there to see whether it hangs.
+    return is_silent and process.is_orphan(owner)

@@ -5,7 +5,7 @@ import logging
 import traceback
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from optuna.trial import TrialState
 
@@ -19,11 +19,23 @@ from pipeline.experiment import (
     seed_for,
     to_params,
 )
-from pipeline.run import DivergedError
 from pipeline.signals import StopRequest
 from pipeline.stages.train import train
-from pipeline.sweep.lineage import COMPLETE, DIVERGED, ERROR, LOST, PAUSED, PREEMPTED, PRUNED, Lineage
+from pipeline.sweep.failures import bug, class_of
+from pipeline.sweep.lineage import (
+    BUG,
+    COMPLETE,
+    DIVERGED,
+    HANG,
+    LOST,
+    OUT_OF_MEMORY,
+    PAUSED,
+    PREEMPTED,
+    PRUNED,
+    Lineage,
+)
 from pipeline.sweep.patience import Unsaved
+from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.quota import shrink
 from pipeline.sweep.samplers import StudyView, numbered_trial, view
 from pipeline.sweep.schedule import next_segment
@@ -43,8 +55,10 @@ ENDINGS = {
     PRUNED: (TrialState.PRUNED, "pruned"),
     PREEMPTED: (TrialState.FAIL, "interrupted"),
     LOST: (TrialState.FAIL, "interrupted"),
-    ERROR: (TrialState.FAIL, "failed"),
+    OUT_OF_MEMORY: (TrialState.FAIL, "failed"),
+    HANG: (TrialState.FAIL, "failed"),
     DIVERGED: (TrialState.FAIL, "failed"),
+    BUG: (TrialState.FAIL, "failed"),
 }
 
 
@@ -83,11 +97,14 @@ class Site:
         return None if self.tables_run_id is None else Tables(self.tables_run_id, self.tables)
 
 
-def work(study: Study, stop: StopRequest, *, keeping: Keeping, only: Collection[int] | None = None) -> bool:
-    """Works until nothing is left (True) or `stop` is asked for (False).
+def work(
+    study: Study, stop: StopRequest, *, pulse: Pulse, keeping: Keeping, only: Collection[int] | None = None
+) -> Literal["done", "stopped", "spent"]:
+    """Works until nothing is left, until `stop` is asked for, or until a fresh process has to go on.
 
     Raises:
         UsageError: the experiment file is gone, or was edited since the study was opened.
+        ThawError: the first configurations have all failed alike.
         Unsaved: checkpoints could not be saved for too long; everything can be resumed.
     """
     site, spec = Site.of(study), study.spec
@@ -98,12 +115,13 @@ def work(study: Study, stop: StopRequest, *, keeping: Keeping, only: Collection[
     while stop.reason is None:
         found = next_segment(study, only=only)
         if found == "done":
-            return True
+            return "done"
         if found == "wait":
             stop.wait(IDLE_S)
             continue
+        ended = None
         try:
-            _Task(study, site, spec, file, data, found, stop, keeping).run()
+            ended = _Task(study, site, spec, file, data, found, stop, pulse, keeping).run()
         except Fenced:
             log.warning("#%02d was taken over by another worker; this one drops it", found.number)
         if keeping.keep_bytes is not None:
@@ -111,7 +129,9 @@ def work(study: Study, stop: StopRequest, *, keeping: Keeping, only: Collection[
                 shrink(study, keeping.keep_bytes)
             except Exception as error:  # noqa: BLE001  stores raise what they like; it is tried again after the next
                 log.warning("--keep-gb: old checkpoints cannot be deleted: %s", error)
-    return False
+        if ended == OUT_OF_MEMORY:
+            return "spent"  # what this process still holds is not known
+    return "stopped"
 
 
 class _Task:
@@ -126,11 +146,12 @@ class _Task:
         data: Tables | None,
         lineage: Lineage,
         stop: StopRequest,
+        pulse: Pulse,
         keeping: Keeping,
     ) -> None:
         self._study, self._site, self._spec, self._file = study, site, spec, file
         self._data, self._lineage, self._stop = data, lineage, stop
-        self._keeping = keeping
+        self._pulse, self._keeping = pulse, keeping
         self._id = lineage.head._trial_id
         self._view: StudyView = view(
             study=study.name,
@@ -141,35 +162,37 @@ class _Task:
             configuration=lineage.number,
         )
 
-    def run(self) -> None:
-        """Raises: Fenced, Unsaved."""
+    def run(self) -> str:
+        """Returns why the segment ended. Raises: Fenced, Unsaved."""
         try:
             config = self._config()
         except Fenced:
             raise
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
-            self._end(ERROR, error)
-            return
+            ended = class_of(error)
+            self._end(ended, error, None)
+            return ended
         run_id = self._run(config)
         trials = ",".join(str(segment.number) for segment in self._lineage.segments)
-        raised: Exception | None = None
+        ended, raised = PREEMPTED, None
         try:
             with runs.active(run_id, trials=trials) as outcome:
                 try:
-                    ended, raised = self._train(config, run_id)
+                    ended, raised, position = self._train(config, run_id)
                     if raised is not None and not isinstance(raised, Unsaved):
                         runs.log_text(run_id, "".join(traceback.format_exception(raised)), "traceback.txt")
-                    self._end(ended, raised)
+                    self._end(ended, raised, position)
                 except Fenced:
                     outcome.state = None
                     raise
-                outcome.state = ENDINGS[ended][1]
+                outcome.state, outcome.tags = ENDINGS[ended][1], {"ended": ended}
         except Exception:
             # The databases may lie on the disk that is full. Who looks next finds a trial whose process has ended.
             if not isinstance(raised, Unsaved):
                 raise
         if isinstance(raised, Unsaved):
             raise raised
+        return ended
 
     def _config(self) -> Any:
         """The configuration: stored, or drawn now by the sampler."""
@@ -217,13 +240,15 @@ class _Task:
     def _seed(self) -> int:
         return seed_for(self._spec.seed, self._lineage.number)
 
-    def _train(self, config: Any, run_id: str) -> tuple[str, Exception | None]:
+    def _train(self, config: Any, run_id: str) -> tuple[str, Exception | None, list[int] | None]:
+        """Returns why training ended, what was raised, and where training stood."""
         segment = TrialSegment(
             self._study,
             self._lineage,
             run_id=run_id,
             view=self._view,
             stop=self._stop,
+            pulse=self._pulse,
             outage_s=self._keeping.outage_s,
         )
         log.info("#%02d %s", self._lineage.number, self._announcement())
@@ -242,20 +267,16 @@ class _Task:
                 )
         except Fenced:
             raise
-        except DivergedError as error:
-            return DIVERGED, error
-        except Unsaved as error:
-            return PREEMPTED, error
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
-            return ERROR, error
-        return ended, None
+            return class_of(error), error, segment.position
+        return ended, None, segment.position
 
     def _announcement(self) -> str:
         goal = f"trains until epoch {self._lineage.until}"
         start = self._lineage.head.user_attrs["start"]
         return f"{goal}, from checkpoint {start}" if start is not None else goal
 
-    def _end(self, ended: str, error: Exception | None) -> None:
+    def _end(self, ended: str, error: Exception | None, position: list[int] | None) -> None:
         """Tells the study; from here on the trial cannot change."""
         progress = self._study.storage.get_trial(self._id).user_attrs.get("progress", {})
         best = progress.get("best")
@@ -263,6 +284,8 @@ class _Task:
         if error is not None:
             reason = f"{type(error).__name__}: {error}"
             self._study.set(self._id, "error", reason)
+            if ended == BUG:
+                self._study.set(self._id, "bug", bug(error, position, self._spec.code))
             log.error("#%02d %s: %s", self._lineage.number, ended, reason)
         else:
             log.info("#%02d %s at epoch %s%s", self._lineage.number, ended, progress.get("epochs", 0), value)

@@ -150,11 +150,14 @@ def logged_epochs(run_id: str, metric: str) -> set[int]:
 class Outcome:
     """How a run stands when its active time ends; interrupted until something else is known.
 
-    None: the run is another process's by now, and its state is not for this one to set.
+    Attributes:
+        state: None if the run is another process's by now, and its state is not for this one to set.
+        tags: what else is known then.
     """
 
     def __init__(self) -> None:
         self.state: str | None = "interrupted"
+        self.tags: Mapping[str, str] = {}
 
 
 @contextmanager
@@ -174,7 +177,7 @@ def active(run_id: str, **tags: str) -> Iterator[Outcome]:
         if outcome.state is None:
             mlflow.end_run(MlflowClient().get_run(run_id).info.status)
         else:
-            MlflowClient().set_tag(run_id, "state", outcome.state)
+            set_tags(run_id, {"state": outcome.state, **outcome.tags})
             mlflow.end_run(STATUS[outcome.state])
 
 

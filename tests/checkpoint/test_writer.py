@@ -21,17 +21,13 @@ class Store:
         self.written.append(item)
 
 
-def nothing() -> None:
-    pass
-
-
 def may_drop(waiting: str) -> bool:
     return not waiting.endswith("!")
 
 
 def test_submit_returns_while_the_item_is_being_written() -> None:
     store = Store()
-    writer = Writer(store.write, idle=nothing, idle_s=60)
+    writer = Writer(store.write)
     writer.submit("a")
     store.begun.acquire()
     assert store.written == []
@@ -42,7 +38,7 @@ def test_submit_returns_while_the_item_is_being_written() -> None:
 
 def test_a_waiting_item_makes_room_for_a_newer_one() -> None:
     store = Store()
-    writer = Writer(store.write, idle=nothing, idle_s=60)
+    writer = Writer(store.write)
     writer.submit("a")
     store.begun.acquire()
     assert writer.make_room(may_drop) is None
@@ -56,7 +52,7 @@ def test_a_waiting_item_makes_room_for_a_newer_one() -> None:
 
 def test_a_waiting_item_that_must_be_kept_is_written_before_there_is_room() -> None:
     store = Store()
-    writer = Writer(store.write, idle=nothing, idle_s=60)
+    writer = Writer(store.write)
     writer.submit("a")
     store.begun.acquire()
     writer.submit("best!")
@@ -69,7 +65,7 @@ def test_a_waiting_item_that_must_be_kept_is_written_before_there_is_room() -> N
 
 def test_flush_returns_when_everything_is_written() -> None:
     store = Store()
-    writer = Writer(store.write, idle=nothing, idle_s=60)
+    writer = Writer(store.write)
     store.may_write.release(1)
     writer.submit("a")
     writer.flush()
@@ -88,7 +84,7 @@ def test_an_error_of_the_writer_surfaces_as_itself_at_the_next_call() -> None:
         failed.set()
         raise DiskFull(item)
 
-    writer = Writer(write, idle=nothing, idle_s=60)
+    writer = Writer(write)
     writer.submit("a")
     failed.wait()
     with pytest.raises(DiskFull, match="a"):
@@ -107,7 +103,7 @@ def test_nobody_waits_for_a_writer_that_has_failed() -> None:
         failing.wait()
         raise DiskFull(item)
 
-    writer = Writer(write, idle=nothing, idle_s=60)
+    writer = Writer(write)
     writer.submit("a")
     store.begun.acquire()
     writer.submit("best!")
@@ -116,14 +112,6 @@ def test_nobody_waits_for_a_writer_that_has_failed() -> None:
         writer.make_room(may_drop)
     with pytest.raises(DiskFull):
         writer.close()
-
-
-def test_idle_is_called_while_nothing_is_written() -> None:
-    called = threading.Semaphore(0)
-    writer = Writer(nothing_to_write, idle=called.release, idle_s=0.001)
-    for _ in range(3):
-        called.acquire()
-    writer.close()
 
 
 def nothing_to_write(item: str) -> None:

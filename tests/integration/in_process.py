@@ -27,12 +27,14 @@ def open_quick(folder: Path, name: str, configurations: int, pruner: str, result
 def work_on(folder: Path, name: str) -> None:
     """Works on a study until nothing is left."""
     from pipeline.signals import StopRequest
+    from pipeline.sweep.pulse import Pulse
     from pipeline.sweep.segment import Keeping
     from pipeline.sweep.study import Study
     from pipeline.sweep.worker import work
 
     study = enter(folder, lambda: Study.load(name, f"sqlite:///{folder / 'optuna.db'}"))
-    assert work(study, StopRequest(), keeping=Keeping())
+    pulse = Pulse(multiprocessing.get_context(), None)
+    assert work(study, StopRequest(), pulse=pulse, keeping=Keeping()) == "done"
 
 
 def enter(folder: Path, make: Callable):

@@ -50,7 +50,7 @@ def test_a_sweep_killed_twice_and_its_workers_twice_loses_nothing_and_trains_not
             wait_until_gone([worker])
     assert command.wait() == 0, command.output
     lineages = assert_sound(sweep, configurations=CONFIGURATIONS)
-    assert "error" not in [segment.user_attrs["ended"] for one in lineages.values() for segment in one.segments]
+    assert "bug" not in [segment.user_attrs["ended"] for one in lineages.values() for segment in one.segments]
     assert assert_same_results(workplace, undisturbed, configurations=CONFIGURATIONS) >= CONFIGURATIONS // 2
 
 
@@ -176,5 +176,5 @@ def test_a_configuration_that_fails_is_listed_and_the_others_are_trained(workpla
     found = {run.data.tags["configuration"]: run for run in workplace.runs(kind="configuration")}
     assert found["1"].info.status == "FAILED"
     assert found["1"].data.tags["state"] == "failed"
-    assert [t.user_attrs["ended"] for t in workplace.study("failing").lineages()[1].segments] == ["error", "error"]
+    assert [t.user_attrs["ended"] for t in workplace.study("failing").lineages()[1].segments] == ["bug", "bug"]
     assert {found["0"].data.tags["state"], found["2"].data.tags["state"]} == {"complete", "pruned"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.sweep.lineage import duplicates, lineages
+from pipeline.sweep.lineage import duplicates, failing_alike, lineages
 from tests.sweep.trials import checkpoint_of, segment
 
 
@@ -80,7 +80,7 @@ def chain(*ends: str, epochs: tuple[int, ...] = ()):
 
 @pytest.mark.parametrize(
     ("ended", "allowed"),
-    [("lost", 3), ("error", 1), ("diverged", 0)],
+    [("lost", 3), ("bug", 3), ("out_of_memory", 1), ("hang", 1), ("diverged", 0)],
 )
 def test_a_configuration_is_tried_again_only_so_often_without_a_new_checkpoint(ended, allowed):
     for times in range(1, allowed + 1):
@@ -97,13 +97,66 @@ def test_a_preemption_is_never_held_against_a_configuration():
 def test_preemptions_in_between_neither_count_nor_absolve():
     assert chain("lost", "preempted", "lost", "preempted", "lost").may_continue()
     assert not chain("lost", "lost", "preempted", "lost", "lost").may_continue()
-    assert not chain("error", "preempted", "error").may_continue()
+    assert not chain("hang", "preempted", "hang").may_continue()
 
 
 def test_a_new_checkpoint_gives_all_attempts_back():
     assert chain("lost", "lost", "lost", "lost", epochs=(0, 0, 0, 1)).may_continue()
-    assert chain("error", "error", epochs=(1, 2)).may_continue()
-    assert not chain("error", "error", "error", epochs=(1, 2)).may_continue()
+    assert chain("hang", "hang", epochs=(1, 2)).may_continue()
+    assert not chain("hang", "hang", "hang", epochs=(1, 2)).may_continue()
+
+
+def bugs(*positions: int, place: str = "x.py:1", code: str = "c", fresh: int | None = None):
+    """A configuration whose segments raised at these batches."""
+    trials = [
+        segment(
+            n,
+            0,
+            "bug",
+            parent=n - 1 if n else None,
+            bug={"type": "ValueError", "place": place, "position": [0, 0, position], "code": code},
+            **({"fresh": True} if n == fresh else {}),
+        )
+        for n, position in enumerate(positions)
+    ]
+    return lineages(trials)[0]
+
+
+def test_the_same_exception_at_the_same_position_twice_is_final():
+    assert bugs(3).may_continue()
+    assert not bugs(3, 3).may_continue()
+    assert bugs(3, 4).may_continue()
+    assert not bugs(3, 4, 3).may_continue()
+    assert not bugs(1, 2, 3, 4).may_continue(), "there is an end to different ones as well"
+
+
+def test_what_was_raised_before_a_reopening_is_not_held_against_it():
+    assert bugs(3, 3, fresh=1).may_continue()
+    assert not bugs(3, 3, 3, fresh=1).may_continue()
+
+
+def test_a_study_may_allow_fewer_retries():
+    trials = [segment(0, 0, "lost"), segment(1, 0, "lost", parent=0)]
+    assert lineages(trials, 1)[0].failed()
+    assert lineages(trials, 2)[0].may_continue()
+
+
+def test_the_first_three_that_fail_alike_are_enough():
+    def study(*places: str, code: str = "c"):
+        trials = []
+        for n, place in enumerate(places):
+            raised = {"type": "ValueError", "place": place, "position": None, "code": code}
+            trials.append(segment(2 * n, n, "bug", bug=raised))
+            trials.append(segment(2 * n + 1, n, "bug", bug=raised, parent=2 * n))
+        return lineages(trials)
+
+    assert failing_alike(study("x.py:1", "x.py:1", "x.py:1"), "c")
+    assert not failing_alike(study("x.py:1", "x.py:1"), "c")
+    assert not failing_alike(study("x.py:1", "x.py:1", "x.py:2"), "c")
+    assert not failing_alike(study("x.py:1", "x.py:1", "x.py:1"), "another code")
+    assert failing_alike(study("x.py:1", "x.py:1", "x.py:1", "x.py:2"), "c")
+    successful = study("x.py:1", "x.py:1", "x.py:1") | {3: lineages([segment(6, 3, "paused", epochs=1)])[3]}
+    assert not failing_alike(successful, "c")
 
 
 def test_a_pause_gives_all_attempts_back():
@@ -118,7 +171,7 @@ def test_what_still_runs_has_not_failed_and_needs_no_successor():
 
 
 def test_a_trial_failed_by_something_else_counts_as_lost():
-    trial = segment(0, 0, "error")
+    trial = segment(0, 0, "bug")
     del trial.user_attrs["ended"]
     assert lineages([trial])[0].ended == "lost"
     assert lineages([trial])[0].may_continue()

@@ -100,7 +100,7 @@ def test_a_configuration_that_fails_for_good_is_given_up_and_the_study_goes_on(t
     for _ in range(2):
         found = next_segment(study)
         assert found.number == 0
-        study.end(found.head._trial_id, TrialState.FAIL, "error")
+        study.end(found.head._trial_id, TrialState.FAIL, "hang")
     assert run_through(study, VALUES) == [(1, 1), (1, 3), (1, 9)]
     assert study.lineages()[0].failed()
 

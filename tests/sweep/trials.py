@@ -19,7 +19,9 @@ STATES = {
     "pruned": TrialState.PRUNED,
     "preempted": TrialState.FAIL,
     "lost": TrialState.FAIL,
-    "error": TrialState.FAIL,
+    "out_of_memory": TrialState.FAIL,
+    "hang": TrialState.FAIL,
+    "bug": TrialState.FAIL,
     "diverged": TrialState.FAIL,
 }
 

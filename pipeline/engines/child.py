@@ -1,0 +1,107 @@
+"""A worker as a process of this machine: started by the supervisor, stopped by signals, watched from outside."""
+
+import faulthandler
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ThawError
+from pipeline.signals import StopRequest
+from pipeline.sweep.patience import Unsaved
+from pipeline.sweep.pulse import Pulse
+from pipeline.sweep.segment import Keeping
+from pipeline.sweep.study import Study
+from pipeline.sweep.worker import work
+from pipeline.tracking.server import connect
+
+log = logging.getLogger("pipeline")
+# Exit codes: nothing is left to do; it cannot go on; what it trains cannot be saved; a fresh process has to go on; it
+# was stopped. 1 is Python's own, for an exception that nobody has foreseen: that worker has died.
+DONE, GIVEN_UP, UNSAVED, SPENT, STOPPED = 0, 3, 4, 5, 75
+DUMP_SIGNAL = signal.SIGRTMAX - 1  # what makes a worker write its stacks; the lower ones are users' and schedulers'
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the workers of a study are to do.
+
+    Attributes:
+        study, storage: the study's name, and the URL of its database.
+        workers: how many processes.
+        keeping: how checkpoints are kept.
+        timeout_s: seconds after which everything stops resumably; None for never.
+        hang_timeout_s: how long training may stand still; None for what `Pulse` says.
+        workers_per_gpu: how many workers share a device before the next one gets some.
+        only: the configurations to work on; None for all.
+    """
+
+    study: str
+    storage: str
+    workers: int
+    keeping: Keeping
+    timeout_s: float | None = None
+    hang_timeout_s: float | None = None
+    workers_per_gpu: int = 1
+    only: Collection[int] | None = None
+
+
+def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, log_level: int) -> None:
+    """The whole life of a worker process; it exits with one of the codes above."""
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    faulthandler.register(DUMP_SIGNAL, file=stacks.open("w"), all_threads=True)
+    stop = StopRequest()
+    stop.watch()
+    # A process from a forkserver starts its own by it as well; loaders here work as in a plain script.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    # The first temporary name is made under a lock: a loader's worker that is forked while the checkpoint writer
+    # holds it would wait for it for ever.
+    with tempfile.TemporaryDirectory():
+        pass
+    _watch_parent(stop, pulse)
+    configure_logging(log_level)
+    try:
+        connect()
+        study = Study.load(job.study, job.storage)
+        ended = work(study, stop, pulse=pulse, keeping=job.keeping, only=job.only)
+    except ThawError as error:
+        log.error("%s", error)
+        sys.exit(UNSAVED if isinstance(error, Unsaved) else GIVEN_UP)
+    finally:
+        # Loaders' workers that are still there would be waited for at exit, and obey no signal that asks. Torch's
+        # handler would take their end for a fault.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for child in multiprocessing.active_children():
+            child.kill()
+    sys.exit({"done": DONE, "stopped": STOPPED, "spent": SPENT}[ended])
+
+
+def _watch_parent(stop: StopRequest, pulse: Pulse) -> None:
+    """When the supervisor dies, its workers take their checkpoints and leave; no orphan trains on, nor hangs on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        stop.ask("the supervisor is gone")
+        while pulse.still_s() is None:
+            time.sleep(LOOK_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="supervisor watch", daemon=True).start()
+
+
+def configure_logging(level: int) -> None:
+    """Plain lines of ours on stderr; of the libraries only warnings."""
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("optuna", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,90 @@
+"""How a worker shows that training moves: to its supervisor at once, to other hosts by heartbeats in the database."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.context import BaseContext
+from statistics import median
+from typing import Any
+
+MEDIAN_EPOCHS, LEAST_S = 10, 60.0
+UNKNOWN_S = 3600.0  # while no epoch is known, and until a segment first moves: models are built, data are read
+
+
+log = logging.getLogger("pipeline")
+
+
+class Pulse:
+    """When training last moved, and how long it may stand still, on the clock of the machine.
+
+    In shared memory, for the supervisor to read: a thread of the worker itself could not be trusted to look, because a
+    loop that hangs in C code may hold the GIL for ever.
+    """
+
+    def __init__(self, context: BaseContext, hang_timeout_s: float | None) -> None:
+        # When it moved, 0 while it does not have to; for how long it may stand still.
+        self._shared: Any = context.RawArray("d", 2)
+        self._given_s = hang_timeout_s
+
+    def begin(self) -> None:
+        """Training starts, and is watched from here on."""
+        self._shared[1] = UNKNOWN_S if self._given_s is None else self._given_s
+        self._shared[0] = time.monotonic()
+
+    def moved(self, epochs_s: Sequence[float]) -> None:
+        """Training has moved; `epochs_s` is how long its epochs have taken so far."""
+        if self._given_s is None and epochs_s:
+            self._shared[1] = max(LEAST_S, MEDIAN_EPOCHS * median(epochs_s))
+        self._shared[0] = time.monotonic()
+
+    def end(self) -> None:
+        """Nobody has to move any more."""
+        self._shared[0] = 0.0
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """In this block training waits for what has a patience of its own."""
+        watched = self._shared[0] != 0.0
+        self._shared[0] = 0.0
+        try:
+            yield
+        finally:
+            if watched:
+                self._shared[0] = time.monotonic()
+
+    def has_moved_since(self, time_s: float) -> bool:
+        """Whether training has moved after this time, or does not have to."""
+        moved_s = self._shared[0]
+        return bool(moved_s == 0.0 or moved_s > time_s)
+
+    def still_s(self) -> float | None:
+        """For how long training has stood still, if that is longer than it may."""
+        moved_s, may_rest_s = self._shared
+        still_s = time.monotonic() - moved_s
+        return still_s if moved_s and still_s > may_rest_s else None
+
+
+class Heartbeats:
+    """Beats from a thread of its own, every `every_s` seconds in which training has moved: a write may take longer."""
+
+    def __init__(self, beat: Callable[[], None], pulse: Pulse, every_s: float, name: str) -> None:
+        self._beat, self._pulse, self._every_s, self._name = beat, pulse, every_s, name
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last_s = time.monotonic()
+        while not self._closed.wait(self._every_s):
+            if self._pulse.has_moved_since(last_s):
+                last_s = time.monotonic()
+                try:
+                    self._beat()
+                except Exception as error:  # noqa: BLE001  a database that fails is tried again at the next beat
+                    log.warning("%s: no heartbeat: %s", self._name, error)
