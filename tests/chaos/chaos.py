@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from pipeline.databases import sqlite_file
 from pipeline.sweep.study import Study
-from tests.integration.commands import Command, wait_until, wait_until_gone
+from tests.integration.commands import wait_until, wait_until_gone
 from tests.integration.sweeps import BATCHES, Sweep
 
 LINES = 6  # at most so many batches between two events
@@ -122,9 +122,9 @@ class Chaos:
             worker = psutil.Process(trial.user_attrs["worker"]["pid"])
             worker.suspend()
             wait_until(lambda worker=worker: worker.status() == psutil.STATUS_STOPPED, "the worker has stopped")
-            is_watched = self._last_step(number) % BATCHES != BATCHES - 1
-            is_there = is_watched or not inside_an_epoch
-            if is_there and not self._trial(trial).state.is_finished() and not self._holds_a_lock():
+            is_there = not inside_an_epoch or self._last_step(number) % BATCHES != BATCHES - 1
+            # The lock comes first: who holds it keeps this process from the study too.
+            if is_there and not self._holds_a_lock() and not self._trial(trial).state.is_finished():
                 self._say(f"stopped worker {worker.pid} in trial {number}")
                 return worker, trial
             worker.resume()

@@ -1,7 +1,7 @@
 """What must be true of a study of quick.py at its end, read from what cannot lie.
 
-That is the append-only history of every batch that any process has trained, the study's trials, and the MLflow runs with
-their checkpoints. What configurations have come to is compared with the same configurations trained undisturbed,
+That is the append-only history of every batch that any process has trained, the study's trials, and the MLflow runs
+with their checkpoints. What configurations have come to is compared with the same configurations trained undisturbed,
 one after the other in this process: without workers, pauses, study and MLflow.
 """
 
