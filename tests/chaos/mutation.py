@@ -48,7 +48,7 @@ CLAIM = """\
 STUDY = "tests/sweep/test_study.py"
 LINEAGE = "tests/sweep/test_lineage.py"
 SAMPLERS = "tests/sweep/test_samplers.py"
-KILLS = "tests/integration/test_sweep_kill.py"
+CHAOS = "tests/chaos/test_chaos.py"
 MUTATIONS = {
     "immediate": Mutation(
         safeguard="BEGIN IMMEDIATE",
@@ -110,7 +110,7 @@ MUTATIONS = {
         tests=(
             "tests/test_run.py::test_stopped_after_any_number_of_batches_it_ends_with_the_same_bits",
             "tests/test_run.py::test_before_its_batches_an_epoch_has_the_random_state_it_had_and_then_that_of_the_position",
-            f"{KILLS}::test_a_sweep_killed_twice_and_its_workers_twice_loses_nothing_and_trains_nothing_twice",
+            f"{CHAOS}::test_through_thirty_kills_and_zombies_nothing_is_lost_and_nothing_is_trained_twice",
         ),
     ),
     "digest": Mutation(
