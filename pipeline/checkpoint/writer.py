@@ -45,6 +45,11 @@ class Writer(Generic[T]):
             self._waiting = item
             self._changed.notify_all()
 
+    def is_awaited(self, timeout_s: float) -> bool:
+        """For `write` itself, where it has time: whether another item comes to wait before that is over."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting is not None, timeout_s)
+
     def flush(self) -> None:
         """Returns when everything is written."""
         with self._changed:

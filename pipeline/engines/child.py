@@ -54,7 +54,7 @@ class Job:
     only: Collection[int] | None = None
 
 
-def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, log_level: int) -> None:
+def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, supervisor: int, log_level: int) -> None:
     """The whole life of a worker process; it exits with one of the codes above."""
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -72,6 +72,7 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, lo
     try:
         connect()
         study = Study.load(job.study, job.storage)
+        study.supervisor = supervisor
         ended = work(study, stop, pulse=pulse, keeping=job.keeping, only=job.only)
     except ThawError as error:
         log.error("%s", error)

@@ -143,7 +143,7 @@ class _Supervisor:
         pulse = Pulse(self._context, self._job.hang_timeout_s)
         stacks = self._folder / f"stacks-{next(self._started)}.txt"
         device = self._devices[slot // self._job.workers_per_gpu % len(self._devices)] if self._devices else None
-        arguments = (self._job, pulse, stacks, device, logging.getLogger().level)
+        arguments = (self._job, pulse, stacks, device, os.getpid(), logging.getLogger().level)
         process = self._context.Process(target=work_as_process, args=arguments, daemon=False)
         for last in (False, False, True):
             try:

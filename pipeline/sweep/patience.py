@@ -3,40 +3,68 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from pipeline.checkpoint import Torn
-from pipeline.errors import EncodeError, ThawError
+from pipeline.errors import CheckpointError, CorruptCheckpoint, EncodeError, MismatchError, ThawError
 from pipeline.sweep.study import Fenced
 
 log = logging.getLogger("pipeline")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0  # between two tries
 
+T = TypeVar("T")
+
 
 class Unsaved(ThawError):
-    """What training has come to could not be kept: no fault of the configuration's."""
+    """What training has come to could not be kept where it belongs: no fault of the configuration's."""
 
 
-def patiently(what: str, save: Callable[[], None], outage_s: float) -> None:
-    """Calls `save`, which may be repeated, again and again while a store fails, for `outage_s` seconds.
+class Patience:
+    """With one store: from its first failure on, until it works again or `outage_s` seconds have passed."""
 
-    Raises Unsaved after that; Fenced and what lies in the state itself at once.
+    def __init__(self, outage_s: float) -> None:
+        self._outage_s = outage_s
+        self._since_s: float | None = None
+        self.pause_s = FIRST_PAUSE_S
+
+    def worked(self) -> None:
+        self._since_s, self.pause_s = None, FIRST_PAUSE_S
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Returns if it is to be tried again, after `pause_s`. Raises Unsaved when it has been for long enough."""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        now_s = time.monotonic()
+        if self._since_s is None:
+            self._since_s = now_s
+            log.warning("%s: %s; training goes on, next tries for %.0f s", what, reason, self._outage_s)
+        else:
+            self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
+        left_s = self._since_s + self._outage_s - now_s
+        if left_s <= 0:
+            raise Unsaved(
+                f"{what}, for {self._outage_s:g} s by now: {reason}; everything saved before stays good: make room, or "
+                "the store reachable and writable, and run the same command again"
+            ) from error
+        self.pause_s = min(self.pause_s, left_s)
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether trying again is of no use: it lies in what is saved, not in the store."""
+    own = isinstance(error, ThawError) and not isinstance(error, CheckpointError)
+    return own or isinstance(error, Fenced | EncodeError | CorruptCheckpoint | MismatchError | Torn)
+
+
+def patiently(what: str, call: Callable[[], T], outage_s: float) -> T:
+    """What `call`, which may be repeated, returns, once a store that fails works again.
+
+    Raises Unsaved after `outage_s` seconds; at once what would not be better the next time.
     """
-    began_s, pause_s = time.monotonic(), FIRST_PAUSE_S
+    patience = Patience(outage_s)
     while True:
         try:
-            save()
-            return
-        except (Fenced, EncodeError, Torn):
-            raise
+            return call()
         except Exception as error:  # stores and servers raise what they like
-            reason = " ".join(str(error).split()) or type(error).__name__
-            left_s = began_s + outage_s - time.monotonic()
-            if left_s <= 0:
-                raise Unsaved(
-                    f"{what} cannot be saved, for {outage_s:g} s by now: {reason}; everything saved before stays good: "
-                    "make room, or the store reachable and writable, and run the same command again"
-                ) from error
-            if pause_s == FIRST_PAUSE_S:
-                log.warning("%s cannot be saved: %s; training goes on, next tries for %.0f s", what, reason, left_s)
-        time.sleep(min(pause_s, left_s))
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            if is_lasting(error):
+                raise
+            patience.failed(what, error)
+        time.sleep(patience.pause_s)

@@ -1,6 +1,5 @@
 """Who works on a trial, and whether that process still lives."""
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Mapping
@@ -10,14 +9,12 @@ from typing import Any
 import psutil
 
 
-def identity() -> dict[str, Any]:
+def identity(supervisor: int | None = None) -> dict[str, Any]:
     """This process, such that no other process ever has the same: a process id alone is used again.
 
-    `supervisor` is the one that has started it and watches it, None without one.
+    `supervisor` is the number of the one that watches it, and closes its trials when it dies.
     """
-    parent = multiprocessing.parent_process()
-    supervisor = None if parent is None or parent.pid is None else _process(parent.pid)
-    return {**_process(os.getpid()), "supervisor": supervisor}
+    return {**_process(os.getpid()), "supervisor": None if supervisor is None else _process(supervisor)}
 
 
 def is_watched(process: Mapping[str, Any]) -> bool:

@@ -13,8 +13,8 @@ from pipeline.checkpoint import MlflowStore, Store, parse_name
 from pipeline.checkpoint.retention import referred
 from pipeline.checkpoint.store import load_manifest
 from pipeline.errors import CorruptCheckpoint
+from pipeline.sweep.accepted import accepted_checkpoints
 from pipeline.sweep.lineage import COMPLETE, Lineage, ranked
-from pipeline.sweep.segment import accepted_checkpoints
 from pipeline.sweep.study import Study
 
 log = logging.getLogger("pipeline")

@@ -46,6 +46,7 @@ class Study:
         self.storage = get_storage(storage)  # caches finished trials
         self._heartbeats = storage
         self._max_retries: int | None = None
+        self.supervisor: int | None = None  # the process that watches this one
         self.id = study_id
 
     @classmethod
@@ -156,7 +157,7 @@ class Study:
         The heartbeat and the claimant are written first, so that whoever is killed right after the claim is
         found. Each claimant writes an attribute of its own: the slower would else overwrite the owner's name.
         """
-        me = process.identity()
+        me = process.identity(self.supervisor)
         try:
             self._heartbeats.record_heartbeat(trial._trial_id)
             self.set(trial._trial_id, f"{CLAIMANT}{uuid.uuid4().hex[:12]}", me)

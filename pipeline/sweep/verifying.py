@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.checkpoint import MlflowStore, load
 from pipeline.errors import CheckpointError
-from pipeline.sweep.segment import accepted_checkpoints
+from pipeline.sweep.accepted import accepted_checkpoints
 from pipeline.sweep.study import Study
 
 

@@ -241,7 +241,13 @@ class Workplace:
         `fresh`: as a new interpreter. Without it, all that it imports is there already.
         """
         inherited = {n: v for n, v in os.environ.items() if not n.startswith(("MLFLOW_", "PIPELINE_", "PROGRESS"))}
-        told = {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        told = {
+            **inherited,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "PIPELINE_SPOOL": str(self.folder / "spool"),
+            **(environment or {}),
+        }
         words = [str(argument) for argument in arguments]
         process = self._fresh(words, told) if fresh else Forked(self.folder, words, told)
         command = Command(process)

@@ -95,10 +95,10 @@ POINTS = {
 def _work(folder: Path, name: str, point: str | None, time: int, results: Connection) -> None:
     """Works on a study until nothing is left, or dies at a point the `time`-th time it gets there."""
     from pipeline.checkpoint import snapshots
-    from pipeline.sweep import segment
+    from pipeline.sweep import saving
 
     snapshots._LATE_BYTES = 0  # this model is small, and yet every tensor is to be copied beside training
-    segment._is_promised = lambda *_: True  # no snapshot gives way to a newer one, so that there are as many each time
+    saving._is_promised = lambda *_: True  # no snapshot gives way to a newer one, so that there are as many each time
     if point is not None:
         _arm(POINTS[point], time)
     if point is not None and POINTS[point].far:

@@ -14,6 +14,7 @@ from tests.integration.commands import (
     Workplace,
     assert_each_step_once,
     assert_same_training,
+    wait_until,
 )
 from tests.integration.sweeps import QUICK
 
@@ -119,6 +120,69 @@ def test_a_store_that_does_not_come_back_stops_training_resumably(workplace, dis
     assert_each_step_once(workplace.trained(), EPOCHS)
     assert [trial.user_attrs["ended"] for trial in workplace.trials()] == ["preempted", "complete"]
     assert run.info.run_id == workplace.trained().run.info.run_id
+
+
+def batches(progress: Progress, command: Command) -> list[tuple[int, int]]:
+    """Epoch and batch of all that is trained from here on."""
+    found = []
+    while (line := progress.next(command)) is not None:
+        found.append((int(line.split()[2]), int(line.split()[3])))
+    return found
+
+
+def test_what_a_store_that_is_away_could_not_take_survives_a_kill_and_is_not_trained_again(
+    workplace, disk, undisturbed
+):
+    command, progress = at_the_gate(workplace)
+    disk.forbid()
+    progress.open_gate()
+    progress.wait_for_end_of(" 5 0", command)
+    spool = workplace.folder / "spool"
+    wait_until(lambda: list(spool.glob("*/s0-e00003-*/manifest.json")), "the third epoch is on this machine's disk")
+    newest = max(path.parent.name for path in spool.glob("*/s*/manifest.json"))
+    command.kill()
+    disk.allow()
+    progress = workplace.progress()
+    command = workplace.start(*TRAIN, environment=environment(progress))
+    again = batches(progress, command)
+    assert command.wait() == 0, command.output
+    assert f"goes on from {newest}, which was left on this disk" in command.output
+    assert again[0] == (int(newest[4:9]), int(newest[11:17]))
+    assert_same_training(workplace.trained(), undisturbed)
+    assert_each_step_once(workplace.trained(), EPOCHS)
+    assert not list(spool.glob("*/s*")), "what was taken from there is gone"
+    assert "0 of them do not verify" in workplace.run("verify", "--study", "one")
+
+
+def test_what_a_stop_leaves_on_this_machines_disk_is_where_training_goes_on(workplace, disk, undisturbed):
+    command, progress = at_the_gate(workplace, "--outage-s", "0")
+    disk.forbid()
+    progress.open_gate()
+    trained = batches(progress, command)
+    assert command.wait() == 75, command.output
+    disk.allow()
+    progress = workplace.progress()
+    command = workplace.start(*TRAIN, environment=environment(progress))
+    again = batches(progress, command)
+    assert command.wait() == 0, command.output
+    assert sorted({*trained, *again}) == trained + again, "no batch was trained twice"
+    assert_same_training(workplace.trained(), undisturbed)
+    assert_each_step_once(workplace.trained(), EPOCHS)
+
+
+def test_what_was_left_and_does_not_verify_is_trained_again(workplace, disk, undisturbed):
+    command, progress = at_the_gate(workplace, "--outage-s", "0")
+    disk.forbid()
+    progress.open_gate()
+    assert command.wait() == 75, command.output
+    disk.allow()
+    for file in (workplace.folder / "spool").glob("*/s*/state.safetensors"):
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    assert "does not verify" in workplace.run(*TRAIN)
+    assert_same_training(workplace.trained(), undisturbed)
+    assert_each_step_once(workplace.trained(), EPOCHS)
 
 
 def test_what_was_saved_before_a_store_failed_stays_good(workplace, disk):
