@@ -149,13 +149,16 @@ def main(names: Iterable[str]) -> int:
     survived = []
     with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:
         every = sorted({test for mutation in chosen.values() for test in mutation.tests})
-        red, seconds = run(copy(Path(scratch, "whole")), every)
+        whole = Path(scratch, "whole")
+        copy(ROOT, whole)  # once: the source may be edited while this runs
+        red, seconds = run(whole, every)
         assert not red, f"red although nothing is broken: {red}"
         print(f"nothing broken: {len(every)} tests green in {seconds:.0f} s\n", file=sys.stderr)
         print("| safeguard | what was changed | went red | of | seconds |")
         print("|---|---|---|---|---|")
         for name, mutation in chosen.items():
-            tree = copy(Path(scratch, name))
+            tree = Path(scratch, name)
+            copy(whole, tree)
             mutate(tree, mutation)
             red, seconds = run(tree, mutation.tests)
             if not red:
@@ -171,15 +174,13 @@ def main(names: Iterable[str]) -> int:
     return 1 if survived else 0
 
 
-def copy(tree: Path) -> Path:
-    tree.mkdir()
+def copy(source: Path, target: Path) -> None:
+    target.mkdir()
     for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, tree / name)
-    return tree
+            shutil.copy(source / name, target / name)
 
 
 def mutate(tree: Path, mutation: Mutation) -> None:
