@@ -196,7 +196,7 @@ def claim_and_die(study, monkeypatch, identity):
         raise Killed
 
     with monkeypatch.context() as there:
-        there.setattr(process, "identity", lambda: identity)
+        there.setattr(process, "identity", lambda *_: identity)
         there.setattr(study.storage, "set_trial_state_values", claim_and_raise)
         with pytest.raises(Killed):
             study.claim(only(study).head)
@@ -236,7 +236,7 @@ def test_a_trial_of_another_host_is_left_to_its_heartbeat(study, monkeypatch):
     elsewhere = process.identity() | {"host": "another", "pid": 2**22 + 1}
     study.add_configuration(0, until=1)
     with monkeypatch.context() as there:
-        there.setattr(process, "identity", lambda: elsewhere)
+        there.setattr(process, "identity", lambda *_: elsewhere)
         assert study.claim(only(study).head)
     assert study.close_dead() == []
     silence(study)
