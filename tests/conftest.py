@@ -2,7 +2,7 @@
 
 import pytest
 
-LONG = ("integration", "test_prove.py")
+LONG = ("chaos", "integration", "test_prove.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
