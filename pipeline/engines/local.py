@@ -198,14 +198,19 @@ class _Supervisor:
         process = worker.process
         assert process.pid is not None
         log.error("a worker has stood still for %.0f s: it is killed", still_s)
+        run_id, stacks = None, ""
         try:
             run_id = end_hung(self._study, process.pid, still_s)
             stacks = _stacks(process.pid, worker.stacks)
-            _kill(process)
-            if run_id is not None:
-                runs.log_text(run_id, stacks, "stacks.txt")
-        except Exception as error:  # noqa: BLE001  stores and servers raise what they like; the next turn tries again
+        except Exception as error:  # noqa: BLE001  stores and servers raise what they like
             log.warning("what stands still cannot be recorded: %s", " ".join(str(error).split()))
+        # In any case: stopped in the middle of a write, it is itself what keeps everybody from the database.
+        _kill(process)
+        if run_id is not None:
+            try:
+                runs.log_text(run_id, stacks, "stacks.txt")
+            except Exception as error:  # noqa: BLE001  the same
+                log.warning("stacks.txt cannot be kept: %s", " ".join(str(error).split()))
 
     def _end_orphan(self, process: BaseProcess) -> None:
         """Lets a worker whose forkserver has died take its checkpoint: its end cannot be told from its exit code."""

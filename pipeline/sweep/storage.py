@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -25,7 +26,6 @@ GRACE_S = 120  # by the database's clock, which writes the heartbeats and says w
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "afs"} | {
     *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse")
 }
-_CONNECT = {"connect_timeout": 10, "keepalives_idle": 30}  # libpq's: seconds
 _LOCK = 0x74686177  # "thaw"
 
 
@@ -52,8 +52,7 @@ def prepare_storage(url: str) -> None:
 
 
 def _create_or_migrate(url: str) -> None:
-    connect = {} if sqlite_file(url) is not None else _CONNECT
-    storage = RDBStorage(url, engine_kwargs={"connect_args": connect}, skip_compatibility_check=True)
+    storage = RDBStorage(url, engine_kwargs={"connect_args": _connect_arguments(url)}, skip_compatibility_check=True)
     storage.upgrade()
     storage.engine.dispose()
 
@@ -68,16 +67,27 @@ def locked(url: str) -> Iterator[None]:
         with FileLock(f"{file}.lock"):
             yield
         return
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", connect_args=_CONNECT)
+    if not _is_postgresql(url):
+        yield
+        return
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", connect_args=_connect_arguments(url))
     try:
-        if engine.dialect.name != "postgresql":
-            yield
-            return
         with engine.connect() as connection:  # the lock ends with it, whatever becomes of this process
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
             yield
     finally:
         engine.dispose()
+
+
+def _is_postgresql(url: str) -> bool:
+    return make_url(url).get_backend_name() == "postgresql"
+
+
+def _connect_arguments(url: str) -> dict[str, Any]:
+    if sqlite_file(url) is not None:
+        # Autocommit, so that SQLAlchemy's "begin" is the only one and can say IMMEDIATE.
+        return {"isolation_level": None, "timeout": 60}
+    return {"connect_timeout": 10, "keepalives_idle": 30} if _is_postgresql(url) else {}
 
 
 def _refuse_network(file: Path) -> None:
@@ -119,13 +129,11 @@ def _open(url: str) -> RDBStorage:
         _refuse_network(file)
     if file is not None and not file.is_file():
         raise ThawError(f"{_shown(url)}: no such study database; start a sweep first, or name another --storage")
-    # Autocommit, so that SQLAlchemy's "begin" is the only one and can say IMMEDIATE.
-    connect = {"isolation_level": None, "timeout": 60} if file is not None else _CONNECT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, used as documented
         storage = RDBStorage(
             url,
-            engine_kwargs={"connect_args": connect, "pool_pre_ping": file is None},
+            engine_kwargs={"connect_args": _connect_arguments(url), "pool_pre_ping": file is None},
             heartbeat_interval=HEARTBEAT_S,
             grace_period=GRACE_S,
             skip_compatibility_check=True,
@@ -166,5 +174,4 @@ def _shown(url: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """What the database's driver says; the second half of its line is the reason, where it begins with the address."""
     return str(error.__cause__ or error).strip().splitlines()[0]

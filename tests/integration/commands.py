@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,13 @@ class Progress:
     def wait_for_count(self, count: int, command: Command) -> bool:
         """Waits for so many lines; False when the command ended before."""
         return all(self.next(command) is not None for _ in range(count))
+
+    def skip(self) -> None:
+        """Forgets the lines that are there: the next is one that is written after this."""
+        with suppress(BlockingIOError):
+            while os.read(self._fd, 65536):
+                pass
+        self._rest = b""
 
     def open_gate(self) -> None:
         (self._folder / "gate").open("w").close()

@@ -54,21 +54,23 @@ def train(config: Config, run: Run) -> None:
             loss.backward()
             optimizer.step()
             run.mean(loss=loss.item())
-            note(epoch, batch)
+            note(run, epoch, batch)
         scheduler.step()
         run.report(lr=scheduler.get_last_lr()[0])
 
 
-def note(epoch: int, batch: int) -> None:
-    """One line in one write, so that lines of several workers never mix; then a word to the test that waits."""
+def note(run: Run, epoch: int, batch: int) -> None:
+    """One line in one write, so that lines of several workers never mix; then a word to the test that waits.
+
+    The trial is the one that this process works on, which may have lost it: its MLflow run names the newest.
+    """
     if "HISTORY" not in os.environ:
         return
     active = mlflow.active_run()
     assert active is not None
-    trial = mlflow.MlflowClient().get_run(active.info.run_id).data.tags["trials"].split(",")[-1]
     for file in (Path(os.environ["HISTORY"]), Path(os.environ["PROGRESS"]) / "progress"):
         opened = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(opened, f"{active.info.run_id} {trial} {epoch} {batch}\n".encode())
+        os.write(opened, f"{active.info.run_id} {run._segment.trial} {epoch} {batch}\n".encode())
         os.close(opened)
     if os.environ["PROGRESS_GATE"] == f"{epoch} {batch}":
         Path(os.environ["PROGRESS"], "gate").open().close()  # opens when the test opens the other end

@@ -158,6 +158,12 @@ def test_two_that_create_one_configuration_leave_one(study):
     assert [t.state for t in study.trials()] == [TrialState.WAITING, TrialState.FAIL]
 
 
+def silence(study):
+    """As if no heartbeat had come for long."""
+    with study._heartbeats.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
+
+
 def in_process(study, results):
     context = multiprocessing.get_context("forkserver")
     started = context.Process(target=claim_one_and_wait, args=(study.url, results))
@@ -181,25 +187,37 @@ def test_the_trial_of_a_killed_process_is_closed_at_once_and_that_of_a_living_on
         one.close()
 
 
-def test_a_process_killed_right_after_its_claim_is_found_by_what_it_wrote_before(study, monkeypatch):
+def claim_and_die(study, monkeypatch, identity):
+    """Claims the only trial as this process, which is killed before it writes anything else."""
     study.add_configuration(0, until=1)
-    gone = process.identity() | {"pid": 2**22 + 1}  # above any process number
-    monkeypatch.setattr(process, "identity", lambda *_: gone)
     claim = study.storage.set_trial_state_values
 
     class Killed(BaseException):
         pass
 
-    def claim_and_die(*args):
+    def claim_and_raise(*args):
         claim(*args)
         raise Killed
 
-    monkeypatch.setattr(study.storage, "set_trial_state_values", claim_and_die)
-    with pytest.raises(Killed):
-        study.claim(only(study).head)
-    other = Study.load("s", study.url)
-    assert "worker" not in other.trials()[0].user_attrs
-    assert [trial.number for trial in other.close_dead()] == [0]
+    with monkeypatch.context() as there:
+        there.setattr(process, "identity", lambda *_: identity)
+        there.setattr(study.storage, "set_trial_state_values", claim_and_raise)
+        with pytest.raises(Killed):
+            study.claim(only(study).head)
+    assert "worker" not in Study.load("s", study.url).trials()[0].user_attrs
+
+
+def test_a_process_killed_right_after_its_claim_is_found_by_what_it_wrote_before(study, monkeypatch):
+    claim_and_die(study, monkeypatch, process.identity() | {"pid": 2**22 + 1})  # above any process number
+    assert [trial.number for trial in Study.load("s", study.url).close_dead()] == [0]
+
+
+def test_a_process_of_another_host_killed_right_after_its_claim_is_found_by_its_heartbeat(study, monkeypatch):
+    claim_and_die(study, monkeypatch, process.identity() | {"host": "another"})
+    assert study.close_dead() == []
+    silence(study)
+    study._works_since_s -= GRACE_S
+    assert [trial.number for trial in study.close_dead()] == [0]
 
 
 def test_who_comes_too_late_for_a_claim_does_not_become_its_owner(study, monkeypatch):
@@ -226,8 +244,7 @@ def test_a_trial_of_another_host_is_left_to_its_heartbeat(study, monkeypatch):
         there.setattr(process, "identity", lambda *_: elsewhere)
         assert study.claim(only(study).head)
     assert study.close_dead() == []
-    with study._heartbeats.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
+    silence(study)
     assert study.close_dead() == [], "a process that has just begun cannot know whether the storage was away"
     study._works_since_s -= GRACE_S
     assert [trial.number for trial in study.close_dead()] == [0]
@@ -239,8 +256,7 @@ def test_nothing_is_closed_by_its_heartbeat_for_a_while_after_the_storage_was_aw
     with monkeypatch.context() as there:
         there.setattr(process, "identity", lambda *_: elsewhere)
         assert study.claim(only(study).head)
-    with study._heartbeats.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
+    silence(study)
     study._works_since_s -= GRACE_S
 
     def away(*_):
@@ -270,8 +286,7 @@ def test_the_trial_of_a_worker_that_is_watched_is_left_to_who_watches_it(study, 
 def test_a_silent_worker_that_nobody_watches_any_more_loses_its_trial(study):
     trial = claimed(study)
     gone = process.identity() | {"pid": 2**22 + 1}
-    with study._heartbeats.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
+    silence(study)
     study._works_since_s -= GRACE_S
     assert study.close_dead() == []
     study.set(trial._trial_id, "worker", process.identity() | {"supervisor": gone})
@@ -280,8 +295,7 @@ def test_a_silent_worker_that_nobody_watches_any_more_loses_its_trial(study):
 
 def test_a_silent_process_of_this_host_keeps_its_trial_while_it_lives(study):
     claimed(study)
-    with study._heartbeats.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
+    silence(study)
     assert study.close_dead() == []
 
 

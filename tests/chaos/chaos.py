@@ -1,0 +1,161 @@
+"""What happens to a sweep at random: its processes are killed, or stopped until they have lost their trial."""
+
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import psutil
+from optuna.trial import FrozenTrial
+
+from pipeline.databases import sqlite_file
+from pipeline.sweep.study import Study
+from tests.integration.commands import wait_until, wait_until_gone
+from tests.integration.sweeps import BATCHES, Sweep
+
+LINES = 6  # at most so many batches between two events
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fence:
+    """A trial as it was when it was taken away from a process that did not know of it.
+
+    Attributes:
+        how: what the test did to that process.
+    """
+
+    how: str
+    trial: FrozenTrial
+
+
+class Chaos:
+    """A sweep and what is done to it; each event is printed, with its time.
+
+    Moments are counted in batches that somebody has trained since the event before, so that the machine's speed
+    decides nothing but what the processes are doing just then.
+    """
+
+    def __init__(self, sweep: Sweep, chance: random.Random, name: str) -> None:
+        self._sweep, self._chance, self._name = sweep, chance, name
+        self._began_s = time.monotonic()
+        self._zombies: list[psutil.Process] = []
+        self.fences: list[Fence] = []
+        self.kills = 0
+        self.command = sweep.start()
+
+    @cached_property
+    def _study(self) -> Study:
+        return self._sweep.workplace.study(self._name)
+
+    def kill_worker(self) -> None:
+        """One worker, whether it trains, starts or looks for work."""
+        self._wait()
+        workers = wait_until(self.command.trainers, "there is a worker")
+        victim = self._chance.choice(workers)
+        self._kill(f"worker {victim.pid}", [victim], lambda: os.kill(victim.pid, signal.SIGKILL))
+
+    def kill_supervisor(self) -> None:
+        """The supervisor alone: the next command starts while the workers of this one still take their checkpoints."""
+        self._wait()
+        self._kill_supervisor()
+
+    def kill_session(self) -> None:
+        """All processes at once, as a machine that goes away."""
+        self._wait()
+        self._kill("session", [], self.command.kill)
+        self.command = self._sweep.start()
+
+    def make_orphan_a_zombie(self) -> None:
+        """A worker is stopped, its supervisor killed, and the next command finds no heartbeat of it for long."""
+        zombie, trial = self._stop_one()
+        self._kill_supervisor()
+        with self._study._heartbeats.engine.begin() as connection:
+            connection.exec_driver_sql(
+                f"UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00' WHERE trial_id = {trial._trial_id}"
+            )
+        self._wake_when_fenced(zombie, trial, "orphan")
+
+    def make_hung_a_zombie(self) -> None:
+        """A worker is stopped for longer than training may stand still; once in a run, for twice is final."""
+        zombie, trial = self._stop_one(inside_an_epoch=True)
+        self._wake_when_fenced(zombie, trial, "hung")
+
+    def finish(self) -> None:
+        """Returns when all is trained and every process of it has ended."""
+        code = self.command.wait()
+        self._say(f"ended with {code}")
+        assert code == 0, self.command.output
+        wait_until_gone(self._zombies)
+
+    def _wait(self) -> str:
+        """Returns the last of a few lines that are trained from now on."""
+        self._sweep.progress.skip()
+        count = self._chance.randint(1, LINES)
+        assert self._sweep.progress.wait_for_count(count, self.command), (
+            f"the sweep has ended after {self.kills} kills: train more\n{self.command.output}"
+        )
+        return self._sweep.progress.lines[-1]
+
+    def _kill_supervisor(self) -> None:
+        supervisor = self.command.process.pid
+        self._kill(f"supervisor {supervisor}", [], lambda: os.kill(supervisor, signal.SIGKILL))
+        self.command.process.wait()
+        self.command = self._sweep.start()
+
+    def _kill(self, what: str, victims: list[psutil.Process], kill: Callable[[], None]) -> None:
+        self._say(f"kill {self.kills + 1}: {what}")
+        kill()
+        wait_until_gone(victims)
+        self.kills += 1
+
+    def _stop_one(self, *, inside_an_epoch: bool = False) -> tuple[psutil.Process, FrozenTrial]:
+        """A worker, stopped while it has a trial; `inside_an_epoch`: where its supervisor would see it hang."""
+        while True:
+            number = int(self._wait().split()[1])
+            trial = self._study.trials()[number]
+            if trial.state.is_finished():
+                continue
+            worker = psutil.Process(trial.user_attrs["worker"]["pid"])
+            worker.suspend()
+            wait_until(lambda worker=worker: worker.status() == psutil.STATUS_STOPPED, "the worker has stopped")
+            is_there = not inside_an_epoch or self._last_step(number) % BATCHES != BATCHES - 1
+            # The lock comes first: who holds it keeps this process from the study too.
+            if is_there and not self._holds_a_lock() and not self._trial(trial).state.is_finished():
+                self._say(f"stopped worker {worker.pid} in trial {number}")
+                return worker, trial
+            worker.resume()
+
+    def _last_step(self, number: int) -> int:
+        (steps,) = [steps for (_, trial), steps in self._sweep.trained().items() if trial == number]
+        return steps[-1]
+
+    def _holds_a_lock(self) -> bool:
+        """Whether what was stopped keeps all others from a SQLite database, which then nobody but itself can help."""
+        place = self._sweep.workplace
+        for file in filter(None, (sqlite_file(place.tracking_uri), sqlite_file(place.storage_url))):
+            connection = sqlite3.connect(file, timeout=1.0, isolation_level=None)
+            try:
+                connection.execute("BEGIN EXCLUSIVE")
+                connection.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                return True
+            finally:
+                connection.close()
+        return False
+
+    def _wake_when_fenced(self, zombie: psutil.Process, trial: FrozenTrial, how: str) -> None:
+        fenced = wait_until(lambda: (one := self._trial(trial)).state.is_finished() and one, "its trial is taken away")
+        self.fences.append(Fence(how=how, trial=fenced))
+        zombie.resume()
+        self._zombies.append(zombie)
+        self._say(f"trial {trial.number} ended as {fenced.user_attrs['ended']}; worker {zombie.pid} wakes up")
+
+    def _trial(self, trial: FrozenTrial) -> FrozenTrial:
+        return self._study.storage.get_trial(trial._trial_id)
+
+    def _say(self, event: str) -> None:
+        print(f"{time.monotonic() - self._began_s:6.2f} s  {event}", flush=True)
