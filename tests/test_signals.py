@@ -267,3 +267,14 @@ def test_nothing_but_the_standard_library_is_loaded_before_signals_are_heard() -
         [sys.executable, "-c", script], cwd=Path(ROOT), capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     assert not {"torch", "mlflow", "optuna", "pandas", "numpy", "sklearn"} & set(found.stdout.split())
+
+
+def test_a_second_ctrl_c_asks_to_end_at_once_and_the_same_one_passed_on_does_not(monkeypatch):
+    now_s = iter([10.0, 10.5, 11.5])
+    monkeypatch.setattr("pipeline.signals.time.monotonic", lambda: next(now_s))
+    stop = StopRequest()
+    again, term = signal.SIGINT, signal.SIGTERM
+    for number, expected in ((again, False), (term, False), (again, False), (term, False), (again, True)):
+        stop._on_signal(number, None)
+        assert stop.at_once is expected
+    assert stop.reason == "SIGINT"

@@ -5,9 +5,12 @@ transaction therefore begins IMMEDIATE, which makes writers wait for each other,
 out of the readers' way.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -19,7 +22,11 @@ from pipeline.databases import created_whole, sqlite_file, sqlite_url
 from pipeline.errors import ThawError, UsageError
 
 HEARTBEAT_S = 10
-GRACE_S = 120
+GRACE_S = 120  # by the database's clock, which writes the heartbeats and says which are stale
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "afs"} | {
+    *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse")
+}
+_LOCK = 0x74686177  # "thaw"
 
 
 def redacted(url: str) -> str:
@@ -30,7 +37,7 @@ def redacted(url: str) -> str:
 def prepare_storage(url: str) -> None:
     """Creates or migrates the study database; only then may workers open it.
 
-    Two processes that migrate a fresh database at once crash, so on SQLite a lock file serialises them.
+    Two processes that migrate a fresh database at once crash, so they take turns.
 
     Raises:
         UsageError: the URL cannot be understood, or names a database that cannot be reached.
@@ -45,21 +52,65 @@ def prepare_storage(url: str) -> None:
 
 
 def _create_or_migrate(url: str) -> None:
-    storage = RDBStorage(url, skip_compatibility_check=True)
+    storage = RDBStorage(url, engine_kwargs={"connect_args": _connect_arguments(url)}, skip_compatibility_check=True)
     storage.upgrade()
     storage.engine.dispose()
 
 
 @contextmanager
 def locked(url: str) -> Iterator[None]:
-    """Keeps other processes out of the same block; on SQLite, where all of them are on this machine."""
+    """Keeps other processes out of the same block, on whichever machine they are."""
     file = sqlite_file(url)
-    if file is None:
+    if file is not None:
+        _refuse_network(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            yield
+        return
+    if not _is_postgresql(url):
         yield
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        yield
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", connect_args=_connect_arguments(url))
+    try:
+        with engine.connect() as connection:  # the lock ends with it, whatever becomes of this process
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+            yield
+    finally:
+        engine.dispose()
+
+
+def _is_postgresql(url: str) -> bool:
+    return make_url(url).get_backend_name() == "postgresql"
+
+
+def _connect_arguments(url: str) -> dict[str, Any]:
+    if sqlite_file(url) is not None:
+        # Autocommit, so that SQLAlchemy's "begin" is the only one and can say IMMEDIATE.
+        return {"isolation_level": None, "timeout": 60}
+    return {"connect_timeout": 10, "keepalives_idle": 30} if _is_postgresql(url) else {}
+
+
+def _refuse_network(file: Path) -> None:
+    """SQLite's locks, and the memory that WAL shares, do not work between machines, and not well on one."""
+    kind = file_system(file, Path("/proc/self/mountinfo"))
+    if kind in NETWORK:
+        raise UsageError(
+            f"--storage: {file} lies on a network file system ({kind}), where SQLite cannot be shared safely; "
+            "name a file on a local disk, or a PostgreSQL database"
+        )
+
+
+def file_system(file: Path, mounts: Path) -> str | None:
+    """The type of the file system that a file is, or would be, on; None where the table of mounts does not say."""
+    if not mounts.is_file():
+        return None
+    resolved, found = file.resolve(), (0, "")
+    for line in mounts.read_text().splitlines():
+        fields, _, source = line.partition(" - ")
+        point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4]))
+        if resolved.is_relative_to(point):
+            found = max(found, (len(point.parts), source.split()[0]), key=lambda one: one[0])
+    return found[1] or None
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -74,15 +125,15 @@ def open_storage(url: str) -> RDBStorage:
 
 def _open(url: str) -> RDBStorage:
     file = sqlite_file(url)
+    if file is not None:
+        _refuse_network(file)
     if file is not None and not file.is_file():
         raise ThawError(f"{_shown(url)}: no such study database; start a sweep first, or name another --storage")
-    # Autocommit, so that SQLAlchemy's "begin" is the only one and can say IMMEDIATE.
-    connect = {"isolation_level": None, "timeout": 60} if file is not None else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, used as documented
         storage = RDBStorage(
             url,
-            engine_kwargs={"connect_args": connect, "pool_pre_ping": file is None},
+            engine_kwargs={"connect_args": _connect_arguments(url), "pool_pre_ping": file is None},
             heartbeat_interval=HEARTBEAT_S,
             grace_period=GRACE_S,
             skip_compatibility_check=True,

@@ -18,7 +18,7 @@ from pipeline.errors import ThawError, UsageError
 from pipeline.sweep import process
 from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, Lineage, duplicates, lineages
 from pipeline.sweep.spec import StudySpec, refuse_change
-from pipeline.sweep.storage import open_storage, redacted
+from pipeline.sweep.storage import GRACE_S, open_storage, redacted
 
 T = TypeVar("T")
 CLAIMANT = "claimant."  # prefix of the attributes that name who tried to claim a trial
@@ -46,6 +46,7 @@ class Study:
         self.storage = get_storage(storage)  # caches finished trials
         self._heartbeats = storage
         self._max_retries: int | None = None
+        self._works_since_s: float | None = time.monotonic()  # None: it did not, the last time
         self.supervisor: int | None = None  # the process that watches this one
         self.id = study_id
 
@@ -198,10 +199,19 @@ class Study:
 
         Returns the trials of the dead. Idempotent; it may be cut short anywhere.
         """
-        trials = self.trials()
+        try:
+            trials = self.trials()
+            stale = set(self._heartbeats._get_stale_trial_ids(self.id))
+        except Exception:
+            self._works_since_s = None
+            raise
+        now_s = time.monotonic()
+        if self._works_since_s is None:
+            self._works_since_s = now_s
+        if now_s - self._works_since_s < GRACE_S:
+            stale = set()  # while the storage was away, the living could not say so either
         for trial in duplicates(trials):
             self._try_end(trial, DUPLICATE)
-        stale = set(self._heartbeats._get_stale_trial_ids(self.id))
         return [
             trial
             for trial in trials

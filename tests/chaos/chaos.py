@@ -6,14 +6,16 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 import psutil
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.databases import sqlite_file
-from pipeline.sweep.study import Study
+from pipeline.sweep.lineage import LOST
+from pipeline.sweep.study import Fenced, Study
 from tests.integration.commands import wait_until, wait_until_gone
 from tests.integration.sweeps import BATCHES, Sweep
 
@@ -70,13 +72,14 @@ class Chaos:
         self.command = self._sweep.start()
 
     def make_orphan_a_zombie(self) -> None:
-        """A worker is stopped, its supervisor killed, and the next command finds no heartbeat of it for long."""
+        """A worker is stopped, its supervisor killed, and its trial ended, as who has seen no heartbeat for long does.
+
+        The next command would do so after the grace that it gives a storage which may have been away: minutes.
+        """
         zombie, trial = self._stop_one()
         self._kill_supervisor()
-        with self._study._heartbeats.engine.begin() as connection:
-            connection.exec_driver_sql(
-                f"UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00' WHERE trial_id = {trial._trial_id}"
-            )
+        with suppress(Fenced):
+            self._study.end(trial._trial_id, TrialState.FAIL, LOST)
         self._wake_when_fenced(zombie, trial, "orphan")
 
     def make_hung_a_zombie(self) -> None:

@@ -8,8 +8,9 @@ from optuna.trial import TrialState
 
 from pipeline.databases import sqlite_file, sqlite_url
 from pipeline.errors import ThawError, UsageError
-from pipeline.sweep.storage import open_storage, prepare_storage, redacted
+from pipeline.sweep.storage import file_system, open_storage, prepare_storage, redacted
 from pipeline.sweep.study import Study
+from tests.postgres import PASSWORD
 from tests.sweep.claiming import claim_all, open_same
 from tests.sweep.trials import new_study, spec
 
@@ -48,8 +49,16 @@ def in_processes(context, target, *arguments):
     return answers
 
 
-def test_eight_processes_claim_every_waiting_trial_exactly_once(tmp_path, context):
-    study = new_study(tmp_path)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """A database that is not there yet, or is empty."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres").database()
+    return f"sqlite:///{tmp_path / 'optuna.db'}"
+
+
+def test_eight_processes_claim_every_waiting_trial_exactly_once(tmp_path, url, context):
+    study = new_study(tmp_path, url)
     for number in range(TRIALS):
         study.add_configuration(number, until=1)
     answers = in_processes(context, claim_all, study.url)
@@ -61,8 +70,7 @@ def test_eight_processes_claim_every_waiting_trial_exactly_once(tmp_path, contex
         assert trial.user_attrs["worker"] == owner[trial.number], trial.number
 
 
-def test_processes_that_create_one_study_at_once_all_find_it(tmp_path, context):
-    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+def test_processes_that_create_one_study_at_once_all_find_it(url, context):
     given = spec().to_json()
     assert in_processes(context, open_same, url, given) == [given] * PROCESSES
 
@@ -123,6 +131,77 @@ def test_a_password_is_never_shown():
     with pytest.raises(UsageError) as raised:
         prepare_storage("nodialect://me:secret@host/db")
     assert "secret" not in str(raised.value)
+
+
+def refused(url):
+    """What is said of a database that cannot be used, wherever it is noticed."""
+    said = []
+    for look in (prepare_storage, open_storage):
+        with pytest.raises(UsageError) as raised:
+            look(url)
+        said.append(str(raised.value))
+        chain = [raised.value, raised.value.__cause__, raised.value.__context__]
+        assert not [one for one in chain if one is not None and PASSWORD in str(one)]
+        assert "\n" not in said[-1]
+        assert said[-1].startswith("--storage postgresql://thaw:***@127.0.0.1:")
+    return said
+
+
+def test_what_is_wrong_with_a_server_is_said_in_one_line_without_the_password(postgres):
+    for said in refused(postgres.url("postgres", password="wrong")):
+        assert 'password authentication failed for user "thaw"' in said
+    for said in refused(postgres.url("nowhere")):
+        assert 'database "nowhere" does not exist' in said
+    url = postgres.database()
+    prepare_storage(url)
+    postgres.stop()
+    try:
+        for said in refused(url):
+            assert "Connection refused" in said
+    finally:
+        postgres.start()
+    open_storage(url).engine.dispose()
+
+
+def test_after_a_restart_of_the_server_a_study_goes_on(tmp_path, postgres):
+    study = new_study(tmp_path, postgres.database())
+    study.add_configuration(0, until=1)
+    postgres.stop()
+    postgres.start()
+    assert study.claim(study.lineages()[0].head), "broken connections are found out before they are used"
+    study._heartbeats.engine.dispose()
+
+
+MOUNTS = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
+30 22 0:26 / /home rw shared:2 - nfs4 server:/home rw,vers=4.2
+31 30 0:27 / /home/my\040disk rw - ext4 /dev/sdb1 rw
+32 22 0:28 / /mnt/team rw master:3 - fuse.sshfs me@host:/ rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("/var/optuna.db", "ext4"),
+        ("/home/me/optuna.db", "nfs4"),
+        ("/home/my disk/optuna.db", "ext4"),
+        ("/mnt/team/a/optuna.db", "fuse.sshfs"),
+        ("/mnt/teams/optuna.db", "ext4"),
+    ],
+)
+def test_the_file_system_of_a_file_is_that_of_the_nearest_mount_above_it(tmp_path, file, kind):
+    (tmp_path / "mountinfo").write_text(MOUNTS)
+    assert file_system(Path(file), tmp_path / "mountinfo") == kind
+    assert file_system(Path(file), tmp_path / "none") is None
+
+
+def test_sqlite_on_a_network_file_system_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "optuna.db"
+    prepare_storage(sqlite_url(file))
+    monkeypatch.setattr("pipeline.sweep.storage.file_system", lambda *_: "nfs4")
+    for look in (prepare_storage, open_storage):
+        with pytest.raises(UsageError, match=r"optuna\.db lies on a network file system \(nfs4\).* PostgreSQL"):
+            look(sqlite_url(file))
 
 
 def test_only_sqlite_is_a_file():

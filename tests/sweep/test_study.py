@@ -9,14 +9,18 @@ from optuna.trial import TrialState
 
 from pipeline.errors import ThawError, UsageError
 from pipeline.sweep import process
+from pipeline.sweep.storage import GRACE_S
 from pipeline.sweep.study import Fenced, Study, study_names
 from tests.sweep.claiming import claim_one_and_wait
 from tests.sweep.trials import new_study, spec
 
 
-@pytest.fixture
-def study(tmp_path):
-    return new_study(tmp_path)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def study(request, tmp_path):
+    url = request.getfixturevalue("postgres").database() if request.param == "postgresql" else None
+    found = new_study(tmp_path, url)
+    yield found
+    found._heartbeats.engine.dispose()
 
 
 def only(study, number=0):
@@ -212,6 +216,7 @@ def test_a_process_of_another_host_killed_right_after_its_claim_is_found_by_its_
     claim_and_die(study, monkeypatch, process.identity() | {"host": "another"})
     assert study.close_dead() == []
     silence(study)
+    study._works_since_s -= GRACE_S
     assert [trial.number for trial in study.close_dead()] == [0]
 
 
@@ -240,7 +245,52 @@ def test_a_trial_of_another_host_is_left_to_its_heartbeat(study, monkeypatch):
         assert study.claim(only(study).head)
     assert study.close_dead() == []
     silence(study)
+    assert study.close_dead() == [], "a process that has just begun cannot know whether the storage was away"
+    study._works_since_s -= GRACE_S
     assert [trial.number for trial in study.close_dead()] == [0]
+
+
+def test_nothing_is_closed_by_its_heartbeat_for_a_while_after_the_storage_was_away(study, monkeypatch):
+    elsewhere = process.identity() | {"host": "another", "pid": 2**22 + 1}
+    study.add_configuration(0, until=1)
+    with monkeypatch.context() as there:
+        there.setattr(process, "identity", lambda *_: elsewhere)
+        assert study.claim(only(study).head)
+    silence(study)
+    study._works_since_s -= GRACE_S
+
+    def away(*_):
+        raise OSError("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(study._heartbeats, "_get_stale_trial_ids", away)
+        with pytest.raises(OSError, match="away"):
+            study.close_dead()
+    assert study.close_dead() == []
+    study._works_since_s -= GRACE_S
+    assert [trial.number for trial in study.close_dead()] == [0]
+
+
+def test_the_trial_of_a_worker_that_is_watched_is_left_to_who_watches_it(study, monkeypatch):
+    study.add_configuration(0, until=1)
+    watcher = process._process(os.getppid())
+    dead = process.identity() | {"pid": 2**22 + 1, "supervisor": watcher}
+    with monkeypatch.context() as there:
+        there.setattr(process, "identity", lambda *_: dead)
+        assert study.claim(only(study).head)
+    assert study.close_dead() == []
+    study.set(only(study).head._trial_id, "worker", dead | {"supervisor": process._process(os.getpid())})
+    assert [trial.number for trial in study.close_dead()] == [0]
+
+
+def test_a_silent_worker_that_nobody_watches_any_more_loses_its_trial(study):
+    trial = claimed(study)
+    gone = process.identity() | {"pid": 2**22 + 1}
+    silence(study)
+    study._works_since_s -= GRACE_S
+    assert study.close_dead() == []
+    study.set(trial._trial_id, "worker", process.identity() | {"supervisor": gone})
+    assert [one.number for one in study.close_dead()] == [0]
 
 
 def test_a_silent_process_of_this_host_keeps_its_trial_while_it_lives(study):

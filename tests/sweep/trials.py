@@ -82,7 +82,8 @@ def spec(**changes: Any) -> StudySpec:
     return StudySpec(**(given | changes))
 
 
-def new_study(folder: Path, **changes: Any) -> Study:
-    url = f"sqlite:///{folder / 'optuna.db'}"
+def new_study(folder: Path, url: str | None = None, **changes: Any) -> Study:
+    """A study of this spec, on a fresh SQLite file unless another database is named."""
+    url = url or f"sqlite:///{folder / 'optuna.db'}"
     prepare_storage(url)
     return Study.open("s", url, spec(**changes), accept_change=False)

@@ -1,0 +1,75 @@
+"""A PostgreSQL server of the tests' own, from Debian's package, in a temporary folder and on loopback only."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from itertools import count
+from pathlib import Path
+
+PASSWORD = "pla%nted s/ecret"  # with what has to be quoted in a URL
+QUOTED = "pla%25nted%20s%2Fecret"
+USER = "thaw"
+
+
+def binaries() -> Path:
+    """The folder of the newest version's programs."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    assert found, "PostgreSQL is not installed, which the tests need: apt-get install postgresql"
+    return found[-1].parent
+
+
+class PostgresServer:
+    """A server with a database for whoever asks; its data does not survive the machine, but a restart of the server."""
+
+    def __init__(self) -> None:
+        self._bin = binaries()
+        self._folder = Path(tempfile.mkdtemp(prefix="thaw-postgres-"))
+        # It refuses to run as root.
+        as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        self._prefix = as_nobody if os.geteuid() == 0 else []
+        if self._prefix:
+            os.chown(self._folder, 65534, 65534)
+        password = self._folder / "password"
+        password.write_text(PASSWORD)
+        password.chmod(0o644)
+        self._data = self._folder / "data"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._numbers = count()
+        self._run("initdb", "--no-sync", "-A", "scram-sha-256", "-U", USER, f"--pwfile={password}", "-D", self._data)
+        self.start()
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        options = f"-h 127.0.0.1 -p {self.port} -k {self._folder} -c fsync=off -c max_connections=200"
+        self._run("pg_ctl", "start", "-w", "-D", self._data, "-o", options, "-l", self._folder / "log")
+
+    def stop(self) -> None:
+        """At once, as in a crash: whoever is connected finds out by its next call."""
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._data)
+
+    def database(self) -> str:
+        """The URL of a new database."""
+        name = f"study{next(self._numbers)}"
+        environment = {**os.environ, "PGPASSWORD": PASSWORD}
+        where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
+        subprocess.run([self._bin / "createdb", *where, name], check=True, env=environment)
+        return self.url(name)
+
+    def url(self, database: str, password: str = QUOTED) -> str:
+        return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{database}"
+
+    def close(self) -> None:
+        if (self._data / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self._folder)
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        command = [*self._prefix, self._bin / program, *arguments]
+        found = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False, cwd=self._folder
+        )
+        assert found.returncode == 0, f"{program}: {found.stderr}"
