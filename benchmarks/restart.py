@@ -1,7 +1,7 @@
 """How soon another worker goes on with what a killed one was training.
 
-`python -m benchmarks.restart` sweeps `experiments/digits.py` with two workers, and kills one of them again and again. The
-time is from the kill until the trial that continues its configuration is claimed.
+`python -m benchmarks.restart` sweeps `experiments/digits.py` with two workers, and kills one of them again and again.
+The time is from the kill until the trial that continues its configuration is claimed.
 """
 
 import os

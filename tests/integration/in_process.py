@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from tests.integration.preloaded import PRELOADED
 from tests.integration.sweeps import QUICK
 
 
-def open_quick(folder: Path, name: str, configurations: int, pruner: str, results: Connection) -> None:
-    """Creates a study."""
+def open_quick(folder: Path, names: Sequence[str], configurations: int, pruner: str, results: Connection) -> None:
+    """Creates studies of this experiment."""
     from pipeline.experiment import load_experiment
     from pipeline.session import Plan, Session
     from pipeline.signals import StopRequest
@@ -20,7 +20,8 @@ def open_quick(folder: Path, name: str, configurations: int, pruner: str, result
     plan = Plan(
         configurations=configurations, max_epochs=None, min_epochs=1, eta=3, pruner=pruner, sampler="tpe", seed=0
     )
-    session.open_sweep(load_experiment(QUICK), None, name=name, plan=plan, workers=1, accept_change=False)
+    for name in names:
+        session.open_sweep(load_experiment(QUICK), None, name=name, plan=plan, workers=1, accept_change=False)
     results.send(None)
 
 

@@ -34,9 +34,10 @@ def _work(folder: Path, name: str, die_at: int, results: Connection) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(new_workplace) -> tuple[Workplace, int]:
-    """A folder with the study `whole`, and how many commits it took to train it."""
+    """A folder with a study for each test, and how many commits it took to train the study `whole`."""
     place = new_workplace("cut")
-    in_process(open_quick, place.folder, "whole", CONFIGURATIONS, "halving")
+    names = ["whole", *(f"cut-{part}" for part in range(DEATHS))]
+    in_process(open_quick, place.folder, names, CONFIGURATIONS, "halving")
     return place, in_process(_work, place.folder, "whole", -1)
 
 
@@ -57,7 +58,6 @@ def test_a_worker_that_dies_before_any_write_changes_no_decision_and_no_bit(undi
     die_at = random.Random(seed).randrange(1 + part * commits // DEATHS, 1 + (part + 1) * commits // DEATHS)
     print(f"KILL_SEED={seed}, dies before commit {die_at} of {commits}")
     name = f"cut-{part}"
-    in_process(open_quick, workplace.folder, name, CONFIGURATIONS, "halving")
     in_process(_work, workplace.folder, name, die_at, code=DIED)
     in_process(_work, workplace.folder, name, -1)
     assert decisions(workplace, name) == decisions(workplace, "whole")

@@ -130,19 +130,22 @@ def _arm(point: Point, time: int) -> None:
     setattr(owner, attribute, armed)
 
 
+def _study(point: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in point)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(new_workplace) -> Workplace:
-    """A folder with the study `whole`."""
+    """A folder with a study for each point, and the study `whole`, which was trained."""
     place = new_workplace("points")
-    in_process(open_quick, place.folder, "whole", 1, "none")
+    in_process(open_quick, place.folder, ["whole", *map(_study, POINTS)], 1, "none")
     in_process(_work, place.folder, "whole", None, 0)
     return place
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_point_of_the_commit_it_goes_on_from_a_checkpoint_that_verifies(undisturbed, point):
-    place, name = undisturbed, "".join(letter if letter.isalnum() else "-" for letter in point)
-    in_process(open_quick, place.folder, name, 1, "none")
+    place, name = undisturbed, _study(point)
     for time in (1, LATER):
         in_process(_work, place.folder, name, point, time, code=-signal.SIGKILL)  # else it was never reached
         (lineage,) = place.study(name).lineages().values()
