@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import ThawError
 from pipeline.signals import StopRequest
-from pipeline.sweep.patience import Unsaved
+from pipeline.sweep.patience import Patience, Unsaved
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.segment import Keeping
 from pipeline.sweep.study import Study
@@ -70,8 +70,7 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, su
     _watch_parent(stop, pulse)
     configure_logging(log_level)
     try:
-        connect()
-        study = Study.load(job.study, job.storage)
+        study = _open(job, stop)
         study.supervisor = supervisor
         ended = work(study, stop, pulse=pulse, keeping=job.keeping, only=job.only)
     except ThawError as error:
@@ -84,6 +83,18 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, su
         for child in multiprocessing.active_children():
             child.kill()
     sys.exit({"done": DONE, "stopped": STOPPED, "spent": SPENT}[ended])
+
+
+def _open(job: Job, stop: StopRequest) -> Study:
+    """The study, which the supervisor has found a moment ago: whatever fails now is an outage. Raises: Unsaved."""
+    patience = Patience(job.keeping.outage_s)
+    while True:
+        try:
+            connect()
+            return Study.load(job.study, job.storage)
+        except Exception as error:  # noqa: BLE001  stores and servers raise what they like
+            patience.failed(f"study {job.study!r} cannot be opened", error)
+        stop.wait(patience.pause_s)
 
 
 def _watch_parent(stop: StopRequest, pulse: Pulse) -> None:

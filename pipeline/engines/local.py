@@ -112,6 +112,7 @@ class _Supervisor:
         self._devices = visible_devices()
         self._started = count()
         self._stopping = False
+        self._unclosed: str | None = None  # why a worker has ended that the study could not be told of
         self._idle_deaths = 0
         self.done = False
         self.workers = [self._start(slot) for slot in range(job.workers)]
@@ -127,6 +128,10 @@ class _Supervisor:
         for worker in [one for one in self.workers if not one.process.is_alive()]:
             self.workers.remove(worker)
             self._ended(worker)
+        if self._unclosed is not None:
+            with suppress(Exception):  # the database is still away
+                self._study.close_dead(self._unclosed)
+                self._unclosed = None
         for worker in self.workers:
             still_s = worker.pulse.still_s()
             if still_s is not None:
@@ -176,8 +181,9 @@ class _Supervisor:
         try:
             had_work = self._had_work(process)
             self._study.close_dead(ended)
-        except Exception as error:  # noqa: BLE001  the database may be away; whoever looks next does it
+        except Exception as error:  # noqa: BLE001  the database may be away; the next turn tries again
             log.warning("the study database cannot be reached: %s", " ".join(str(error).split()))
+            self._unclosed = ended
             had_work = True
         # A signal to the whole group may reach a worker first: then this process is being stopped as well.
         if self._stopping or (process.exitcode == STOPPED and self._stop.wait(TICK_S)):

@@ -87,7 +87,10 @@ def _connect_arguments(url: str) -> dict[str, Any]:
     if sqlite_file(url) is not None:
         # Autocommit, so that SQLAlchemy's "begin" is the only one and can say IMMEDIATE.
         return {"isolation_level": None, "timeout": 60}
-    return {"connect_timeout": 10, "keepalives_idle": 30} if _is_postgresql(url) else {}
+    if not _is_postgresql(url):
+        return {}
+    # Optuna compares heartbeats without a zone: all must be in the same one, whatever each host's is.
+    return {"connect_timeout": 10, "keepalives_idle": 30, "options": "-c timezone=UTC"}
 
 
 def _refuse_network(file: Path) -> None:
