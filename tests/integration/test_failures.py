@@ -21,7 +21,7 @@ EXPECTED = {  # how each segment ended; how the configuration's run stands; what
     "out of memory once": (["out_of_memory", "complete"], "FINISHED", "broken off: 1 out_of_memory"),
     "out of memory": (["out_of_memory"] * 2, "FAILED", "out_of_memory: MemoryError:"),
     "hangs once": (["hang", "complete"], "FINISHED", "broken off: 1 hang"),
-    "hangs": (["hang"] * 2, "FAILED", f"hang: training stood still for {SLOW_S}"),
+    "hangs": (["hang"] * 2, "FAILED", "hang: training stood still for"),
     "diverges": (["diverged"], "FAILED", "diverged: DivergedError: loss is "),
     "raises": (["bug"] * 2, "FAILED", "bug: ValueError: as it does each time"),
     "raises elsewhere": (["bug"] * 3, "FAILED", "bug: OSError: another one each time"),
