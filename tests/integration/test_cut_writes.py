@@ -11,7 +11,7 @@ from tests.integration.commands import Workplace, assert_same_training
 from tests.integration.in_process import in_process, open_quick, work_on
 
 CONFIGURATIONS = 3
-DEATHS = 10
+DEATHS = 6
 DIED = 9
 
 
@@ -54,7 +54,7 @@ def test_a_worker_that_dies_before_any_write_changes_no_decision_and_no_bit(undi
     workplace, commits = undisturbed
     assert commits > 100
     seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(2**32)))
-    # One in each tenth of the training.
+    # One in each part of the training.
     die_at = random.Random(seed).randrange(1 + part * commits // DEATHS, 1 + (part + 1) * commits // DEATHS)
     print(f"KILL_SEED={seed}, dies before commit {die_at} of {commits}")
     name = f"cut-{part}"
