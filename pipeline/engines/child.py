@@ -67,6 +67,7 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, su
     # holds it would wait for it for ever.
     with tempfile.TemporaryDirectory():
         pass
+    pulse.keep()
     _watch_parent(stop, pulse)
     configure_logging(log_level)
     try:

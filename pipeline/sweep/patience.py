@@ -36,7 +36,7 @@ class Patience:
         now_s = time.monotonic()
         if self._since_s is None:
             self._since_s = now_s
-            log.warning("%s: %s; training goes on, next tries for %.0f s", what, reason, self._outage_s)
+            log.warning("%s: %s; next tries for %.0f s", what, reason, self._outage_s)
         else:
             self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
         left_s = self._since_s + self._outage_s - now_s

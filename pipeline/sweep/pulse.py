@@ -11,7 +11,7 @@ from typing import Any
 
 MEDIAN_EPOCHS, LEAST_S = 10, 60.0
 UNKNOWN_S = 3600.0  # while no epoch is known, and until a segment first moves: models are built, data are read
-
+TICK_S = 1.0
 
 log = logging.getLogger("pipeline")
 
@@ -24,40 +24,53 @@ class Pulse:
     """
 
     def __init__(self, context: BaseContext, hang_timeout_s: float | None) -> None:
-        # When it moved, 0 while it does not have to; for how long it may stand still.
-        self._shared: Any = context.RawArray("d", 2)
         self._given_s = hang_timeout_s
+        # When it moved, 0 before it ever did; for how long it may stand still.
+        self._shared: Any = context.RawArray("d", [0.0, self._limit_s(LEAST_S)])
+        self._has_to_move = False
+
+    def keep(self) -> None:
+        """From now on a thread moves while training does not have to: a frozen process is seen at any time."""
+
+        def run() -> None:
+            while True:
+                if not self._has_to_move:
+                    self._shared[0] = time.monotonic()
+                time.sleep(min(TICK_S, self._shared[1] / 4))
+
+        threading.Thread(target=run, name="pulse", daemon=True).start()
 
     def begin(self) -> None:
-        """Training starts, and is watched from here on."""
-        self._shared[1] = UNKNOWN_S if self._given_s is None else self._given_s
-        self._shared[0] = time.monotonic()
+        """Training starts, and has to move from here on."""
+        self._shared[:] = time.monotonic(), self._limit_s(UNKNOWN_S)
+        self._has_to_move = True
 
     def moved(self, epochs_s: Sequence[float]) -> None:
         """Training has moved; `epochs_s` is how long its epochs have taken so far."""
-        if self._given_s is None and epochs_s:
-            self._shared[1] = max(LEAST_S, MEDIAN_EPOCHS * median(epochs_s))
+        if epochs_s:
+            self._shared[1] = self._limit_s(max(LEAST_S, MEDIAN_EPOCHS * median(epochs_s)))
         self._shared[0] = time.monotonic()
 
     def end(self) -> None:
-        """Nobody has to move any more."""
-        self._shared[0] = 0.0
+        """Training does not have to move any more."""
+        self._has_to_move = False
+        self._shared[:] = time.monotonic(), self._limit_s(LEAST_S)
 
     @contextmanager
     def resting(self) -> Iterator[None]:
         """In this block training waits for what has a patience of its own."""
-        watched = self._shared[0] != 0.0
-        self._shared[0] = 0.0
+        had_to_move, self._has_to_move = self._has_to_move, False
         try:
             yield
         finally:
-            if watched:
-                self._shared[0] = time.monotonic()
+            self._shared[0] = time.monotonic()
+            self._has_to_move = had_to_move
 
     def has_moved_since(self, time_s: float) -> bool:
-        """Whether training has moved after this time, or does not have to."""
-        moved_s = self._shared[0]
-        return bool(moved_s == 0.0 or moved_s > time_s)
+        return not self._has_to_move or bool(self._shared[0] > time_s)
+
+    def _limit_s(self, otherwise_s: float) -> float:
+        return otherwise_s if self._given_s is None else self._given_s
 
     def still_s(self) -> float | None:
         """For how long training has stood still, if that is longer than it may."""

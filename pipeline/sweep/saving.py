@@ -158,7 +158,7 @@ class Saver:
         try:
             self._spool.put(snapshot)
         except Exception as error:  # noqa: BLE001  no room here either: it stays in memory, and training may have to wait
-            log.warning("%s either on this machine: %s", what, error)
+            log.warning("%s, nor kept on this machine's own disk: %s", what, error)
             while self.unsaved is None:
                 time.sleep(self._patience.pause_s)
                 try:
@@ -193,7 +193,7 @@ class Saver:
             self.unsaved = unsaved
 
     def _what(self, name: str) -> str:
-        return f"#{self._lineage.number:02d}: checkpoint {name} cannot be saved"
+        return f"#{self._lineage.number:02d} goes on, but checkpoint {name} cannot be saved"
 
     def _save(self, name: str, commit: Callable[[], Manifest], *, again: bool) -> None:
         """Checkpoint first, then the study, then metrics: what the study says is there, is there.

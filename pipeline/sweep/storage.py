@@ -30,8 +30,18 @@ _LOCK = 0x74686177  # "thaw"
 
 
 def redacted(url: str) -> str:
-    """The URL as it may be shown: without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    """The URL as it may be shown: without its password, and without its parameters, where one may be as well."""
+    return make_url(url).set(query={}).render_as_string(hide_password=True)
+
+
+def check_url(url: str) -> None:
+    """Raises UsageError for a URL that cannot be read, or in which a password goes astray; it is not repeated there."""
+    try:
+        parsed = make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise UsageError("--storage: not a database URL; expected for instance sqlite:///optuna.db") from None
+    if "@" in (parsed.host or ""):
+        raise UsageError("--storage: an @ in the URL's password has to be written as %40")
 
 
 def prepare_storage(url: str) -> None:
@@ -71,11 +81,13 @@ def locked(url: str) -> Iterator[None]:
         yield
         return
     engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", connect_args=_connect_arguments(url))
+    with _explained(url):
+        connection = engine.connect()  # the lock ends with it, whatever becomes of this process
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
     try:
-        with engine.connect() as connection:  # the lock ends with it, whatever becomes of this process
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
-            yield
+        yield
     finally:
+        connection.close()
         engine.dispose()
 
 
@@ -131,7 +143,7 @@ def _open(url: str) -> RDBStorage:
     if file is not None:
         _refuse_network(file)
     if file is not None and not file.is_file():
-        raise ThawError(f"{_shown(url)}: no such study database; start a sweep first, or name another --storage")
+        raise ThawError(f"{redacted(url)}: no such study database; start a sweep first, or name another --storage")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, used as documented
         storage = RDBStorage(
@@ -152,10 +164,11 @@ def _open(url: str) -> RDBStorage:
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
     """Raises UsageError for what goes wrong with a database as its user can cause it."""
+    check_url(url)
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, optuna.exceptions.OptunaError) as error:
-        raise UsageError(f"--storage {_shown(url)}: {_first_line(error)}") from error
+        raise UsageError(f"--storage {redacted(url)}: {_first_line(error)}") from error
 
 
 def _configure_sqlite(connection: sqlalchemy.engine.interfaces.DBAPIConnection, _: object) -> None:
@@ -167,13 +180,6 @@ def _configure_sqlite(connection: sqlalchemy.engine.interfaces.DBAPIConnection, 
 
 def _begin_immediate(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _shown(url: str) -> str:
-    try:
-        return redacted(url)
-    except sqlalchemy.exc.ArgumentError:
-        return "(not a database URL)"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """One SQLite file, many processes."""
 
 import multiprocessing
+import traceback
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,24 @@ def test_a_password_is_never_shown():
     with pytest.raises(UsageError) as raised:
         prepare_storage("nodialect://me:secret@host/db")
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://127.0.0.1:1/none?user=me&password=secret",
+        "postgresql://me@127.0.0.1:1/none?sslpassword=secret",
+        "postgresql://me:pass@secret@127.0.0.1:1/none",
+        "postgresql://me:pass@secret:x@127.0.0.1:1/none",
+    ],
+)
+def test_a_password_in_another_place_of_a_url_is_not_shown_either(url):
+    for look in (prepare_storage, open_storage):
+        with pytest.raises(UsageError, match="--storage") as raised:
+            look(url)
+        chain = "".join(traceback.format_exception(raised.value))
+        assert "secret" not in str(raised.value)
+        assert "ValueError" not in chain
 
 
 def refused(url):
