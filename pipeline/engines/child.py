@@ -106,6 +106,7 @@ def _watch_parent(stop: StopRequest, pulse: Pulse) -> None:
     def watch() -> None:
         parent.join()
         stop.ask("the supervisor is gone")
+        log.warning("the supervisor is gone: a worker takes its checkpoint and leaves")
         while pulse.still_s() is None:
             time.sleep(LOOK_S)
         os.kill(os.getpid(), signal.SIGKILL)

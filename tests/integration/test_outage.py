@@ -96,7 +96,7 @@ def test_while_a_store_fails_training_goes_on_and_nothing_is_lost(workplace, dis
     recover(disk)
     assert command.wait() == 0, command.output
     assert reason in command.output
-    assert "#00 goes on, but checkpoint s0-e00003-" in command.output
+    assert "#00 goes on, but checkpoint s0-e0000" in command.output
     assert_same_training(workplace.trained(), undisturbed)
     assert_each_step_once(workplace.trained(), EPOCHS)
     assert [trial.user_attrs["ended"] for trial in workplace.trials()] == ["complete"]
