@@ -48,7 +48,7 @@ def _train(parameters: int, tracking_uri: str, run_id: str, *, snapshots: bool) 
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
-    training = Training(parameters)
+    training = Training(parameters, "cpu")
     thaw = Thaw(training, run_id)
     mlflow.MlflowClient().get_run(run_id)
     for _ in range(EPOCHS):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.method import Method, Times
+from benchmarks.method import Method, Times, seconds, synchronise
 from benchmarks.training import Training
 from pipeline.checkpoint import (
     Checkpoint,
@@ -123,8 +123,9 @@ class Thaw:
         ]
 
     def take(self) -> float:
-        """Ends the epoch; returns for how long the training was held."""
+        """Ends the epoch; returns for how long the training's thread was held."""
         self._run.report(loss=0.0)
+        synchronise()
         began_s = time.perf_counter()
         next(self._epochs)
         return time.perf_counter() - began_s
@@ -137,18 +138,24 @@ class Thaw:
         # No step between two snapshots, so the second knows of nothing that only a step will change, and waits.
         self.take()
         self.segment.finish()
-        return self._times(self.take, lambda: 0.0)
+        return self._times(self.take, _wait)
 
     def _overlapped(self, training: Training, folder: Path) -> Times:
+        alone_s = seconds(training.epoch) if training.device != "cpu" else 0.0
+
         def rest() -> float:
             assert self.segment.last is not None
             taken = self.segment.last.taken
             before_s = taken.stall_s
             began_s = time.perf_counter()
             training.pass_()
+            synchronise()
             self.beside_s.append(time.perf_counter() - began_s)
             training.step()
-            return taken.stall_s - before_s
+            if training.device == "cpu":
+                return taken.stall_s - before_s
+            synchronise()  # the device waits, not this thread
+            return max(0.0, time.perf_counter() - began_s - alone_s)
 
         return self._times(self.take, rest)
 
@@ -157,6 +164,13 @@ class Thaw:
         stall_s = take() + rest()
         self.segment.finish()
         return Times(stall_s=stall_s, total_s=self.segment.committed_s - began_s)
+
+
+def _wait() -> float:
+    """Returns for how long a device was held."""
+    began_s = time.perf_counter()
+    synchronise()
+    return time.perf_counter() - began_s
 
 
 def resume(run_id: str, objects: dict[str, Any]) -> None:

@@ -21,11 +21,11 @@ from benchmarks.training import Training
 LOGGED = "torch.save + log_artifact"
 
 
-def peers(run_id: str, stack: ExitStack) -> tuple[list[Method], list[str]]:
+def peers(run_id: str, stack: ExitStack, device: str) -> tuple[list[Method], list[str]]:
     """The methods, and why some are missing. What they hold is given back by `stack`."""
     found = [_logged(run_id), Method(name="torch.save", take=_save, is_synced=False)]
     found += [Method(name="safetensors", take=_save_file, is_synced=False)]
-    found += [_dcp_thread(stack), _dcp_process(stack)]
+    found += [_dcp_thread(stack, device), _dcp_process(stack, device)]
     try:
         return [*found, _lightning(stack)], []
     except ModuleNotFoundError as error:
@@ -68,26 +68,27 @@ def _logged(run_id: str) -> Method:
     return Method(name=LOGGED, take=take, is_synced=False)
 
 
-def _dcp_thread(stack: ExitStack) -> Method:
-    return _dcp("dcp.async_save, thread", AsyncCheckpointerType.THREAD, stack)
+def _dcp_thread(stack: ExitStack, device: str) -> Method:
+    return _dcp("dcp.async_save, thread", AsyncCheckpointerType.THREAD, stack, device)
 
 
-def _dcp_process(stack: ExitStack) -> Method:
+def _dcp_process(stack: ExitStack, device: str) -> Method:
     """Its process finds the training's by a process group, even where there is one rank alone."""
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     stack.callback(dist.destroy_process_group)
-    return _dcp("dcp.async_save, process", AsyncCheckpointerType.PROCESS, stack)
+    return _dcp("dcp.async_save, process", AsyncCheckpointerType.PROCESS, stack, device)
 
 
-def _dcp(name: str, kind: AsyncCheckpointerType, stack: ExitStack) -> Method:
+def _dcp(name: str, kind: AsyncCheckpointerType, stack: ExitStack, device: str) -> Method:
     """With a stager that keeps its buffers; pinned memory and streams need an accelerator."""
+    on_cuda = device != "cpu"
     stager = DefaultStager(
         StagingOptions(
-            use_pinned_memory=False,
+            use_pinned_memory=on_cuda,
             use_shared_memory=kind is AsyncCheckpointerType.PROCESS,
-            use_async_staging=False,
-            use_non_blocking_copy=False,
+            use_async_staging=False,  # else who trains would have to wait for it before the next step
+            use_non_blocking_copy=on_cuda,
         )
     )
     stack.callback(stager.close)

@@ -19,6 +19,8 @@ class Result:
 
     Attributes:
         size: parameters that were asked for; `parameters` are those there were.
+        device: where they were trained.
+        memcpy_s: of as many bytes, from memory to memory or from a CUDA device to pinned memory.
         times: of each method, by name.
         unsynced: the methods whose files may not survive a power cut.
         calls_s: what no snapshot in Python is without: state_dicts, random states, a copy of each tensor.
@@ -27,6 +29,7 @@ class Result:
     """
 
     size: int
+    device: str
     parameters: int
     state_bytes: int
     rounds: int
@@ -51,6 +54,7 @@ class Result:
             {
                 "method": name,
                 "parameters": self.parameters,
+                "device": self.device,
                 "stall_s": times.stall_s,
                 "total_s": times.total_s,
                 "memcpy_s": self.memcpy_s,
@@ -90,22 +94,28 @@ def _large(result: Result | None) -> list[Goal]:
         "63M: a restore is at most 1.3 x read + digest",
         "63M: the peak of memory is at most training's and two snapshots",
     )
-    if result is None or result.peaks is None:
+    if result is None:
         return [Goal(text=text, measured="not measured", is_reached=None) for text in texts]
     at_once, overlapped = result.times[AT_ONCE], result.times[OVERLAPPED]
     below = result.times[LOGGED].stall_s / at_once.stall_s
-    ratios = (
+    ratios: tuple[tuple[float | None, float], ...] = (
         (at_once.stall_s / result.memcpy_s, 1.25),
         (overlapped.stall_s / result.memcpy_s, 0.25),
         (below, 8.0),
         (at_once.total_s / result.write_s, 1.3),
         (result.restore[RESUME] / result.restore[READ], 1.3),
-        (result.peaks.snapshots, 2.0),
+        (result.peaks.snapshots if result.peaks is not None else None, 2.0),
     )
     return [
-        Goal(text=text, measured=f"{value:.2f}", is_reached=value >= limit if value is below else value <= limit)
+        _goal(text, value, is_reached=value is not None and (value >= limit if value is below else value <= limit))
         for text, (value, limit) in zip(texts, ratios, strict=True)
     ]
+
+
+def _goal(text: str, value: float | None, *, is_reached: bool) -> Goal:
+    if value is None:
+        return Goal(text=text, measured="not measured", is_reached=None)
+    return Goal(text=text, measured=f"{value:.2f}", is_reached=is_reached)
 
 
 def _below_all(results: Sequence[Result], method: str, words: str) -> Goal:

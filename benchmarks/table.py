@@ -11,7 +11,7 @@ def table(result: Result) -> str:
     memcpy_s, calls_s, write_s = result.memcpy_s, result.calls_s, result.write_s
     lines = [
         (
-            f"{result.parameters:,} parameters with AdamW, state of {_bytes(result.state_bytes)}; "
+            f"{result.parameters:,} parameters with AdamW, {result.device}, state of {_bytes(result.state_bytes)}; "
             f"medians of {result.rounds} rounds, in ms"
         ),
         "",
@@ -30,7 +30,12 @@ def table(result: Result) -> str:
             )
         )
     lines += [
-        _row("memcpy", _ms(memcpy_s), "1.00", f"{memcpy_s / thaw_s:.2f}"),
+        _row(
+            "memcpy" if result.device == "cpu" else "device to pinned memory",
+            _ms(memcpy_s),
+            "1.00",
+            f"{memcpy_s / thaw_s:.2f}",
+        ),
         _row("calls and copies alone", _ms(calls_s), f"{calls_s / memcpy_s:.2f}", f"{calls_s / thaw_s:.2f}"),
         _row("write + fsync", total=_ms(write_s), write="1.00"),
         _row("BLAKE3 alone", total=_ms(result.digest_s), write=f"{result.digest_s / write_s:.2f}"),

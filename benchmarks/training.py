@@ -26,10 +26,10 @@ class Residual(nn.Module):
 class Training:
     """A model and its optimizer, which has taken a step, so that it has all of its state."""
 
-    def __init__(self, parameters: int) -> None:
-        self.size = parameters
-        self.model, self.optimizer = fresh(parameters)
-        self._inputs = torch.randn(_BATCH, self.model.width)
+    def __init__(self, parameters: int, device: str = "cpu") -> None:
+        self.size, self.device = parameters, device
+        self.model, self.optimizer = fresh(parameters, device)
+        self._inputs = torch.randn(_BATCH, self.model.width, device=device)
         self.epoch()
 
     def epoch(self) -> None:
@@ -69,10 +69,10 @@ class Training:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
 
-def fresh(parameters: int) -> tuple[Residual, torch.optim.AdamW]:
+def fresh(parameters: int, device: str) -> tuple[Residual, torch.optim.AdamW]:
     """A model of about so many parameters and its optimizer, as a process has them that starts again."""
     layers = max(4, round(parameters / _LAYER_PARAMETERS))
-    model = Residual(layers, round((parameters / layers) ** 0.5))
+    model = Residual(layers, round((parameters / layers) ** 0.5)).to(device)
     return model, torch.optim.AdamW(model.parameters())
 
 

@@ -24,14 +24,14 @@ def seed_all(seed: int) -> None:
 
 
 def capture_random() -> dict[str, Any]:
-    """The state of python, NumPy's legacy generator, torch, and each CUDA device where CUDA is in use."""
+    """The state of python, NumPy's legacy generator, torch, and each CUDA device, whether or not it was used so far."""
     version, words, gauss = random.getstate()
     return {
         # As an array: 625 words are one tensor, not 625 lines of JSON.
         "python": {"version": version, "words": np.frombuffer(array("I", words), np.uint32), "gauss": gauss},
         "numpy": _copied(np.random.get_state(legacy=False)),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 

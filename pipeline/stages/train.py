@@ -1,5 +1,6 @@
 """The training stage: runs the user's loop over one segment."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,9 @@ def train(
     Returns why training ended: `complete`, or what the segment stopped it for.
     """
     torch.set_num_threads(threads)
+    # Else no two trainings on a GPU are the same. Of operators beyond cuDNN's and cuBLAS's the experiment decides.
+    torch.backends.cudnn.deterministic = True
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     stages = experiment.stages
     try:
         resumed = segment.resume()

@@ -1,5 +1,7 @@
 """The same exactness on a CUDA device, and checkpoints that go from there to a CPU and back."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -86,6 +88,12 @@ def test_a_checkpoint_of_one_device_is_loaded_on_another(tmp_path, source, targe
     restore(fresh, load(store, manifest.name)[1])
     assert_same(_on_cpu(capture(fresh)["model"]), _on_cpu(capture(objects)["model"]))
     step(fresh)  # optimizer state lies where it must
+
+
+def test_a_device_that_was_not_used_yet_has_a_random_state_too():
+    code = "from pipeline.checkpoint import capture_random, seed_all; seed_all(1); print(len(capture_random()['cuda']))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert int(found) == torch.cuda.device_count()
 
 
 def _on_cpu(value: Any) -> Any:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from pipeline.checkpoint import MlflowStore
@@ -14,12 +15,15 @@ from tests.integration.troubled import TROUBLES
 
 TROUBLED = Path(__file__).with_name("troubled.py")
 SLOW_S = 8  # to stand still for so long is a hang; anything else has to be faster, on a busy machine too
+NO_MEMORY = (
+    ("OutOfMemoryError", "torch.empty(2**50") if torch.cuda.is_available() else ("MemoryError", "bytearray(2**60")
+)
 EXPECTED = {  # how each segment ended; how the configuration's run stands; what `status` says
     "none": (["complete"], "FINISHED", ""),
     "killed once": (["lost", "complete"], "FINISHED", "broken off: 1 lost"),
     "killed": (["lost"] * 3, "FAILED", "lost"),
     "out of memory once": (["out_of_memory", "complete"], "FINISHED", "broken off: 1 out_of_memory"),
-    "out of memory": (["out_of_memory"] * 2, "FAILED", "out_of_memory: MemoryError:"),
+    "out of memory": (["out_of_memory"] * 2, "FAILED", f"out_of_memory: {NO_MEMORY[0]}:"),
     "hangs once": (["hang", "complete"], "FINISHED", "broken off: 1 hang"),
     "hangs": (["hang"] * 2, "FAILED", "hang: training stood still for"),
     "diverges": (["diverged"], "FAILED", "diverged: DivergedError: loss is "),
@@ -56,7 +60,7 @@ def test_a_trouble_is_told_apart_and_tried_again_as_its_class_says(troubled: Wor
     [
         ("hangs", "stacks.txt", "in meet"),
         ("raises", "traceback.txt", 'raise ValueError("as it does each time")'),
-        ("out of memory", "traceback.txt", "bytearray(2**60)"),
+        ("out of memory", "traceback.txt", NO_MEMORY[1]),
     ],
 )
 def test_the_run_has_what_was_seen_of_the_trouble(troubled: Workplace, trouble: str, file: str, says: str) -> None:
