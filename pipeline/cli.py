@@ -25,6 +25,7 @@ from pipeline.experiment import ExperimentFile, load_experiment
 from pipeline.options import parse
 from pipeline.session import Plan, Session
 from pipeline.signals import StopRequest
+from pipeline.sweep.patience import Unsaved
 from pipeline.tracking import server
 
 DEFAULT_FILE = "experiments/tabular.py"
@@ -48,7 +49,7 @@ def run_command(arguments: Sequence[str], stop: StopRequest) -> int:
         if _wants_traceback(arguments):
             traceback.print_exception(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError) else FAILED
+        return USAGE if isinstance(error, UsageError) else STOPPED if isinstance(error, Unsaved) else FAILED
 
 
 def main_command(arguments: Sequence[str], stop: StopRequest) -> int:

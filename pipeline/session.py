@@ -22,6 +22,7 @@ from pipeline.stages.prepare import data_digest, prepare
 from pipeline.sweep.finish import Evaluation, evaluate_best, ranking, synchronise
 from pipeline.sweep.lineage import PREEMPTED
 from pipeline.sweep.opening import check_study_name, open_study, reopen_study
+from pipeline.sweep.patience import patient
 from pipeline.sweep.reopening import reopen
 from pipeline.sweep.samplers import check_names
 from pipeline.sweep.schedule import is_over, is_search_over
@@ -163,9 +164,11 @@ class Session:
     ) -> Result:
         """Trains what is left to train, then evaluates the best if wanted.
 
-        With `configuration` only that one is trained, to the full budget.
+        With `configuration` only that one is trained, to the full budget. Raises Unsaved if the study's database is
+        away for too long.
         """
         evaluation = None
+        study = patient(study, how.keeping.outage_s)
         study.limit_retries(how.max_retries)
         with self._shown(study):
             todo = not is_over(study) if configuration is None else reopen(study, configuration)

@@ -51,6 +51,11 @@ class PostgresServer:
         """At once, as in a crash: whoever is connected finds out by its next call."""
         self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._data)
 
+    def ensure_running(self) -> None:
+        """Starts it again if a test has left it stopped."""
+        if not (self._data / "postmaster.pid").exists():
+            self.start()
+
     def database(self) -> str:
         """The URL of a new database."""
         name = f"study{next(self._numbers)}"

@@ -119,3 +119,5 @@ def configure_logging(level: int) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in ("optuna", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Whole statements, where a database is away; who waits for it says so on one line.
+    logging.getLogger("optuna.storages").setLevel(logging.ERROR)

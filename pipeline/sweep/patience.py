@@ -3,11 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from pipeline.checkpoint import Torn
 from pipeline.errors import CheckpointError, CorruptCheckpoint, EncodeError, MismatchError, ThawError
-from pipeline.sweep.study import Fenced
+from pipeline.sweep.storage import is_away
+from pipeline.sweep.study import Fenced, Study
 
 log = logging.getLogger("pipeline")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0  # between two tries
@@ -32,7 +34,7 @@ class Patience:
 
     def failed(self, what: str, error: Exception) -> None:
         """Returns if it is to be tried again, after `pause_s`. Raises Unsaved when it has been for long enough."""
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = _reason(error)
         now_s = time.monotonic()
         if self._since_s is None:
             self._since_s = now_s
@@ -46,6 +48,13 @@ class Patience:
                 "the store reachable and writable, and run the same command again"
             ) from error
         self.pause_s = min(self.pause_s, left_s)
+
+
+def _reason(error: BaseException) -> str:
+    """On one line. Of a database that is away its driver says it best: what comes above adds the statement."""
+    while isinstance(error, Exception) and is_away(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def is_lasting(error: Exception) -> bool:
@@ -68,3 +77,39 @@ def patiently(what: str, call: Callable[[], T], outage_s: float) -> T:
                 raise
             patience.failed(what, error)
         time.sleep(patience.pause_s)
+
+
+def patient(study: Study, outage_s: float) -> Study:
+    """The same study, each call of which waits for a database that is away.
+
+    Raises Unsaved when that takes longer than `outage_s` seconds.
+    """
+    patience = Patience(outage_s)
+
+    def attempt(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        while True:
+            try:
+                answer = call(*arguments, **named)
+            except Exception as error:  # the database's driver raises what it likes
+                if not is_away(error):
+                    raise
+                waiting.was_away()
+                patience.failed("the study database cannot be reached", error)
+                time.sleep(patience.pause_s)
+            else:
+                patience.worked()
+                return answer
+
+    waiting = study.through(lambda storage: _Through(storage, attempt))
+    return waiting
+
+
+class _Through:
+    """A storage each call of which is made by another function."""
+
+    def __init__(self, storage: Any, call: Callable[..., Any]) -> None:
+        self._storage, self._call = storage, call
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._storage, name)
+        return partial(self._call, found) if callable(found) else found

@@ -94,10 +94,14 @@ class Heartbeats:
 
     def _run(self) -> None:
         last_s = time.monotonic()
+        fails = False
         while not self._closed.wait(self._every_s):
             if self._pulse.has_moved_since(last_s):
                 last_s = time.monotonic()
                 try:
                     self._beat()
+                    fails = False
                 except Exception as error:  # noqa: BLE001  a database that fails is tried again at the next beat
-                    log.warning("%s: no heartbeat: %s", self._name, error)
+                    if not fails:
+                        log.warning("%s: no heartbeat: %s", self._name, error.__cause__ or error)
+                    fails = True

@@ -29,13 +29,13 @@ class Saver:
         unsaved: what has ended the patience with a store that fails; from then on all stays in the spool.
     """
 
-    def __init__(self, study: Study, lineage: Lineage, run_id: str, outage_s: float) -> None:
+    def __init__(self, study: Study, lineage: Lineage, run_id: str, *, monitor: str, outage_s: float) -> None:
         self.store = MlflowStore(run_id)
         self.unsaved: Unsaved | None = None
         self._study = study
         self._lineage = lineage
         self._id = lineage.head._trial_id
-        self._monitor = study.spec.monitor
+        self._monitor = monitor
         self._run_id = run_id
         self._spool = Spool(run_id)
         self._patience = Patience(outage_s)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -62,6 +63,8 @@ class TrialSegment:
         view: StudyView,
         stop: StopRequest,
         pulse: Pulse,
+        saver: Saver,
+        beat: Callable[[], None],
         outage_s: float,
     ) -> None:
         self.trial = lineage.head.number
@@ -77,8 +80,8 @@ class TrialSegment:
         self._pulse = pulse
         self._epochs_s: list[float] = []
         self._epoch_began_s: float | None = None  # None inside an epoch that another segment has begun
-        self._saver = Saver(study, lineage, run_id, outage_s)
-        self._heartbeats = Heartbeats(lambda: study.beat(self._id), pulse, HEARTBEAT_S, self._name)
+        self._saver = saver
+        self._heartbeats = Heartbeats(beat, pulse, HEARTBEAT_S, self._name)
 
     def resume(self) -> tuple[Manifest, dict[str, Any]] | None:
         found = patiently(f"{self._name} cannot be resumed", self._resume, self._outage_s)
@@ -178,5 +181,6 @@ class TrialSegment:
         self._flush()  # the pruner looks at what the study says
         if self._saver.unsaved is not None:
             return PREEMPTED
-        trial = self._study.storage.get_trial(self._id)
-        return PRUNED if self._view.pruner.prune(self._view, trial) else None
+        with self._pulse.resting():  # the database may be away
+            trial = self._study.storage.get_trial(self._id)
+            return PRUNED if self._view.pruner.prune(self._view, trial) else None

@@ -161,6 +161,20 @@ def _open(url: str) -> RDBStorage:
     return storage
 
 
+def is_away(error: Exception) -> bool:
+    """Whether a database could not be reached, or not be used just now: nothing is wrong with what was asked of it."""
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    if isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.connection_invalidated:
+        return True
+    return isinstance(
+        cause,
+        sqlalchemy.exc.OperationalError
+        | sqlalchemy.exc.InterfaceError
+        | sqlalchemy.exc.PendingRollbackError  # what a session says that has lost its connection
+        | sqlalchemy.exc.TimeoutError,
+    )
+
+
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
     """Raises UsageError for what goes wrong with a database as its user can cause it."""

@@ -4,6 +4,7 @@ Optuna's rule that a finished trial is immutable is the fence: a worker whose tr
 finds out at its next write (`Fenced`) and drops it.
 """
 
+import copy
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,9 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import ThawError, UsageError
 from pipeline.sweep import process
-from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, Lineage, duplicates, lineages
+from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, PREEMPTED, Lineage, duplicates, lineages
 from pipeline.sweep.spec import StudySpec, refuse_change
-from pipeline.sweep.storage import GRACE_S, open_storage, redacted
+from pipeline.sweep.storage import GRACE_S, is_away, open_storage, redacted
 
 T = TypeVar("T")
 CLAIMANT = "claimant."  # prefix of the attributes that name who tried to claim a trial
@@ -45,6 +46,7 @@ class Study:
         self.url = url
         self.storage = get_storage(storage)  # caches finished trials
         self._heartbeats = storage
+        self._once = self.storage  # for what must not be repeated when its answer was lost
         self._max_retries: int | None = None
         self._works_since_s: float | None = time.monotonic()  # None: it did not, the last time
         self.supervisor: int | None = None  # the process that watches this one
@@ -83,6 +85,12 @@ class Study:
         if differences:
             study.accept(differences)
         return study
+
+    def through(self, wrap: Callable[[Any], Any]) -> "Study":
+        """The same study, whose storage is what `wrap` makes of it."""
+        other = copy.copy(self)
+        other.storage, other._heartbeats = wrap(self.storage), wrap(self._heartbeats)
+        return other
 
     def accept(self, differences: Mapping[str, tuple[Any, Any]]) -> None:
         """Records that the user accepted changed code or data, and continues with it."""
@@ -162,8 +170,15 @@ class Study:
         try:
             self._heartbeats.record_heartbeat(trial._trial_id)
             self.set(trial._trial_id, f"{CLAIMANT}{uuid.uuid4().hex[:12]}", me)
-            if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                return False
+            try:
+                if not self._once.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    return False
+            except Exception as error:
+                if is_away(error):
+                    # Nobody can tell whose it is by now. It is ended, and its successor is claimed.
+                    self.end(trial._trial_id, TrialState.FAIL, PREEMPTED)
+                    return False
+                raise
             self.set(trial._trial_id, "worker", me)
         except (Fenced, optuna.exceptions.UpdateFinishedTrialError):
             return False
@@ -184,7 +199,13 @@ class Study:
         """Ends a trial for ever. Raises: Fenced."""
         self.set(trial_id, "ended", ended)
         values = None if value is None else [value]
-        self._fenced(lambda: self.storage.set_trial_state_values(trial_id, state, values))
+        try:
+            self._fenced(lambda: self._once.set_trial_state_values(trial_id, state, values))
+        except Exception as error:
+            if not is_away(error):
+                raise
+            if self.storage.get_trial(trial_id).state is not state:  # else it was done, and the answer was lost
+                self.end(trial_id, state, ended, value)
 
     def _fenced(self, write: Callable[[], T]) -> T:
         try:
@@ -203,7 +224,7 @@ class Study:
             trials = self.trials()
             stale = set(self._heartbeats._get_stale_trial_ids(self.id))
         except Exception:
-            self._works_since_s = None
+            self.was_away()
             raise
         now_s = time.monotonic()
         if self._works_since_s is None:
@@ -217,6 +238,10 @@ class Study:
             for trial in trials
             if trial.state is TrialState.RUNNING and _gone(trial, stale) and self._try_end(trial, ended)
         ]
+
+    def was_away(self) -> None:
+        """Its storage did not answer: for a grace period nobody's silence means anything."""
+        self._works_since_s = None
 
     def _try_end(self, trial: FrozenTrial, ended: str) -> bool:
         try:

@@ -34,10 +34,11 @@ from pipeline.sweep.lineage import (
     PRUNED,
     Lineage,
 )
-from pipeline.sweep.patience import Unsaved
+from pipeline.sweep.patience import Unsaved, patient
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.quota import shrink
 from pipeline.sweep.samplers import StudyView, numbered_trial, view
+from pipeline.sweep.saving import Saver
 from pipeline.sweep.schedule import next_segment
 from pipeline.sweep.segment import Keeping, TrialSegment
 from pipeline.sweep.spec import StudySpec
@@ -105,8 +106,9 @@ def work(
     Raises:
         UsageError: the experiment file is gone, or was edited since the study was opened.
         ThawError: the first configurations have all failed alike.
-        Unsaved: checkpoints could not be saved for too long; everything can be resumed.
+        Unsaved: a store was away for too long; everything can be resumed.
     """
+    behind, study = study, patient(study, keeping.outage_s)
     site, spec = Site.of(study), study.spec
     file = load_experiment(site.file)
     if file.code_digest != spec.code:
@@ -121,7 +123,7 @@ def work(
             continue
         ended = None
         try:
-            ended = _Task(study, site, spec, file, data, found, stop, pulse, keeping).run()
+            ended = _Task(study, behind, site, spec, file, data, found, stop, pulse, keeping).run()
         except Fenced:
             log.warning("#%02d was taken over by another worker; this one drops it", found.number)
         if keeping.keep_bytes is not None:
@@ -135,11 +137,15 @@ def work(
 
 
 class _Task:
-    """One claimed segment, from drawing its configuration to telling the study how it ended."""
+    """One claimed segment, from drawing its configuration to telling the study how it ended.
+
+    `study` waits for a database that is away, and `behind` does not: what is saved behind training has a spool.
+    """
 
     def __init__(
         self,
         study: Study,
+        behind: Study,
         site: Site,
         spec: StudySpec,
         file: ExperimentFile,
@@ -149,7 +155,7 @@ class _Task:
         pulse: Pulse,
         keeping: Keeping,
     ) -> None:
-        self._study, self._site, self._spec, self._file = study, site, spec, file
+        self._study, self._behind, self._site, self._spec, self._file = study, behind, site, spec, file
         self._data, self._lineage, self._stop = data, lineage, stop
         self._pulse, self._keeping = pulse, keeping
         self._id = lineage.head._trial_id
@@ -166,7 +172,7 @@ class _Task:
         """Returns why the segment ended. Raises: Fenced, Unsaved."""
         try:
             config = self._config()
-        except Fenced:
+        except (Fenced, Unsaved):
             raise
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
             ended = class_of(error)
@@ -249,6 +255,10 @@ class _Task:
             view=self._view,
             stop=self._stop,
             pulse=self._pulse,
+            saver=Saver(
+                self._behind, self._lineage, run_id, monitor=self._spec.monitor, outage_s=self._keeping.outage_s
+            ),
+            beat=lambda: self._behind.beat(self._id),
             outage_s=self._keeping.outage_s,
         )
         log.info("#%02d %s", self._lineage.number, self._announcement())
@@ -278,19 +288,20 @@ class _Task:
 
     def _end(self, ended: str, error: Exception | None, position: list[int] | None) -> None:
         """Tells the study; from here on the trial cannot change."""
-        progress = self._study.storage.get_trial(self._id).user_attrs.get("progress", {})
+        study = self._behind if isinstance(error, Unsaved) else self._study  # there was patience enough
+        progress = study.storage.get_trial(self._id).user_attrs.get("progress", {})
         best = progress.get("best")
         value = f", best {self._spec.monitor} {best['value']:.6g}" if best else ""
         if error is not None:
             reason = f"{type(error).__name__}: {error}"
-            self._study.set(self._id, "error", reason)
+            study.set(self._id, "error", reason)
             if ended == BUG:
-                self._study.set(self._id, "bug", bug(error, position, self._spec.code))
+                study.set(self._id, "bug", bug(error, position, self._spec.code))
             log.error("#%02d %s: %s", self._lineage.number, ended, reason)
         else:
             log.info("#%02d %s at epoch %s%s", self._lineage.number, ended, progress.get("epochs", 0), value)
         complete = ended == COMPLETE
-        self._study.end(self._id, ENDINGS[ended][0], ended, best["value"] if complete and best else None)
+        study.end(self._id, ENDINGS[ended][0], ended, best["value"] if complete and best else None)
 
 
 def run_name(number: int, params: Mapping[str, Any]) -> str:

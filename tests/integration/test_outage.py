@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.sweep.lineage import Lineage
 from tests.integration.commands import (
     Command,
     Progress,
@@ -16,7 +17,8 @@ from tests.integration.commands import (
     assert_same_training,
     wait_until,
 )
-from tests.integration.sweeps import QUICK
+from tests.integration.sweeps import BATCHES, QUICK, Sweep, assert_sound
+from tests.postgres import PostgresServer
 
 EPOCHS = 9  # of quick.py
 TRAIN = ("train", QUICK, "--study", "one")
@@ -183,6 +185,55 @@ def test_what_was_left_and_does_not_verify_is_trained_again(workplace, disk, und
     assert "does not verify" in workplace.run(*TRAIN)
     assert_same_training(workplace.trained(), undisturbed)
     assert_each_step_once(workplace.trained(), EPOCHS)
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """For a study, on a server that a test may stop."""
+    yield postgres.database()
+    postgres.ensure_running()
+
+
+def assert_nobodys_fault(lineages: dict[int, Lineage]) -> None:
+    assert {why for lineage in lineages.values() for why in lineage.endings} <= {"paused", "complete", "preempted"}
+
+
+def two_workers(workplace: Workplace, database: str, *flags: str) -> tuple[Sweep, Command]:
+    """A sweep that has begun to train, with its study on the server."""
+    sweep = Sweep.of(workplace, "--configurations", "6", "--sampler", "random", "--storage", database, *flags)
+    command = sweep.start()
+    sweep.progress.wait_for_count(3, command)
+    return sweep, command
+
+
+def test_while_the_study_database_is_away_training_goes_on_and_then_so_does_the_search(workplace, database, postgres):
+    sweep, command = two_workers(workplace, database)
+    postgres.stop()
+    command.wait_for_output("next tries for 60 s")
+    postgres.start()
+    assert command.wait() == 0, command.output
+    workplace.storage_url = database
+    lineages = assert_sound(sweep, configurations=6)
+    assert_nobodys_fault(lineages)
+
+
+def test_a_study_database_that_does_not_come_back_stops_everything_resumably(workplace, database, postgres):
+    sweep, command = two_workers(workplace, database, "--outage-s", "0.5")
+    postgres.stop()
+    assert command.wait() == 75, command.output
+    assert "Traceback" not in command.output, command.output
+    (line,) = [line for line in command.output.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: the study database cannot be reached, for 0.5 s by now: connection")
+    assert line.endswith("run the same command again")
+    postgres.start()
+    sweep.finish()
+    workplace.storage_url = database
+    trained = [(run, step) for (run, _), steps in sweep.trained().items() for step in steps]
+    assert len(trained) == len(set(trained)), "no batch was trained twice"
+    lineages = workplace.study("quick").lineages()
+    assert_nobodys_fault(lineages)
+    assert sum(lineage.epochs for lineage in lineages.values()) * BATCHES == len(trained), "and none was lost"
+    assert "0 of them do not verify" in workplace.run("verify", "--study", "quick", "--storage", database)
 
 
 def test_what_was_saved_before_a_store_failed_stays_good(workplace, disk):
