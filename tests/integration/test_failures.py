@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from optuna.trial import TrialState
 
 from pipeline.checkpoint import MlflowStore
-from tests.integration.commands import Workplace, wait_until_gone
+from tests.integration.commands import Workplace, wait_until, wait_until_gone
 from tests.integration.sweeps import QUICK, Sweep
 from tests.integration.troubled import TROUBLES
 
@@ -74,6 +75,42 @@ def test_what_diverged_keeps_its_last_checkpoint_whose_numbers_are_finite(troubl
     assert lineage.run_id is not None
     names = MlflowStore(lineage.run_id, troubled.tracking_uri).names()
     assert [name[:9] for name in names] == ["s0-e00001"] * (lineage.epochs == 1)
+
+
+@pytest.fixture
+def memory_limit() -> Iterator[Path]:
+    """A control group whose processes have 2 GiB in all; writing their ids to this file puts them there."""
+    controller = Path("/sys/fs/cgroup/memory")
+    one, limit, swap = (
+        (controller, "memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+        if controller.is_dir()
+        else (Path("/sys/fs/cgroup"), "memory.max", "memory.swap.max")
+    )
+    group = one / f"thaw-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        if not (group / limit).exists():
+            pytest.skip("control groups have no limit of memory here")
+        (group / limit).write_text(str(2**31))
+        if (group / swap).exists():
+            (group / swap).write_text(str(2**31) if controller.is_dir() else "0")
+        yield group / "cgroup.procs"
+    finally:
+        wait_until(lambda: not (group / "cgroup.procs").read_text(), "its processes have ended")
+        group.rmdir()
+
+
+def test_what_the_kernel_kills_for_want_of_memory_is_tried_once_more(workplace: Workplace, memory_limit: Path) -> None:
+    trouble = "killed for memory once"
+    command = workplace.start("train", TROUBLED, "--study", "large", "--config.trouble", trouble, fresh=True)
+    memory_limit.write_text(str(command.process.pid))  # and all that it starts from here on
+    assert command.wait() == 0, command.output
+    (lineage,) = workplace.study("large").lineages().values()
+    assert lineage.endings == ["out_of_memory", "complete"]
+    assert "broken off: 1 out_of_memory" in workplace.run("status", "--study", "large")
 
 
 def test_a_sweep_whose_first_configurations_fail_alike_stops_and_says_so(workplace: Workplace) -> None:

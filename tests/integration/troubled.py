@@ -64,6 +64,10 @@ def meet(trouble: str) -> None:
         if torch.cuda.is_available():
             torch.empty(2**50, dtype=torch.uint8, device="cuda")
         bytearray(2**60)
+    if kind == "killed for memory":  # where the test has put a limit, and no further where it is not obeyed
+        hoard = []
+        while len(hoard) < 3 * 16:
+            hoard.append(bytes([len(hoard) + 1]) * 2**26)
     if kind == "hangs":
         threading.Event().wait()
     if kind == "raises":

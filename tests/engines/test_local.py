@@ -1,0 +1,67 @@
+"""The supervisor, where the study's database is away just when a worker needs it."""
+
+import logging
+import os
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from pipeline.engines import local
+from pipeline.signals import StopRequest
+from pipeline.sweep.lineage import LOST
+from tests.integration.commands import wait_until, wait_until_gone
+
+
+class AwayOnce:
+    """A study that cannot be told the first time."""
+
+    def __init__(self):
+        self.told = []
+        self.calls = 0
+
+    def trials(self):
+        raise OperationalError("a statement", {}, Exception("nobody listens"))
+
+    def close_dead(self, ended):
+        self.calls += 1
+        if self.calls == 1:
+            self.trials()
+        self.told.append(ended)
+
+
+@pytest.fixture
+def supervisor():
+    """One without a study of its own and without workers."""
+    found = object.__new__(local._Supervisor)
+    found.workers, found._stop, found._stopping = [], StopRequest(), False
+    found._study, found._unclosed = AwayOnce(), None
+    return found
+
+
+def test_what_the_study_could_not_be_told_of_a_worker_is_told_at_a_later_turn(supervisor, monkeypatch):
+    monkeypatch.setattr(local, "TICK_S", 0)
+    supervisor._unclosed = LOST
+    supervisor.turn()
+    assert supervisor._study.told == []
+    supervisor.turn()
+    supervisor.turn()
+    assert supervisor._study.told == [LOST]
+
+
+def test_what_stands_still_is_killed_with_all_it_has_started_although_the_study_cannot_be_told(supervisor, caplog):
+    process = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"])
+    try:
+        (child,) = wait_until(lambda: psutil.Process(process.pid).children(), "it has started another")
+        worker = SimpleNamespace(process=process, stacks=Path(os.devnull))
+        with caplog.at_level(logging.WARNING):
+            supervisor._end_hung(worker, 9.0)
+        assert process.wait() == -signal.SIGKILL
+        wait_until_gone([child])
+    finally:
+        process.kill()
+    assert "what stands still cannot be recorded: (builtins.Exception) nobody listens" in caplog.text
