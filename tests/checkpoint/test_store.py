@@ -190,8 +190,8 @@ def test_the_manifest_is_uploaded_last(tracking, tmp_path, monkeypatch):
     store = MlflowStore(_new_run(tracking), tracking[0].tracking_uri)
     monkeypatch.setattr(store, "_here", None)
     manifest, folder = _written(tmp_path, 1)
-    sent, real = [], store._client.log_artifact
-    monkeypatch.setattr(store._client, "log_artifact", lambda *args: (sent.append(args[1]), real(*args)))
+    sent, real = [], store._repository.log_artifact
+    monkeypatch.setattr(store._repository, "log_artifact", lambda *args: (sent.append(args[0]), real(*args)))
     store.put(manifest.name, files_of(folder))
     assert [Path(path).name for path in sent] == ["state.safetensors", "state.json", "manifest.json"]
 
