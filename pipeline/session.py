@@ -1,6 +1,7 @@
 """One command's work on a study: connect, prepare, open, train, evaluate. What it returns, `summary` prints."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from pipeline.stages.prepare import data_digest, prepare
 from pipeline.sweep.finish import Evaluation, evaluate_best, ranking, synchronise
 from pipeline.sweep.lineage import PREEMPTED
 from pipeline.sweep.opening import check_study_name, open_study, reopen_study
-from pipeline.sweep.patience import patient
+from pipeline.sweep.patience import Unsaved, patient, patiently
 from pipeline.sweep.reopening import reopen
 from pipeline.sweep.samplers import check_names
 from pipeline.sweep.schedule import is_over, is_search_over
@@ -35,6 +36,8 @@ from pipeline.sweep.verifying import Verdict, verify_run, verify_study
 from pipeline.sweep.worker import Site
 from pipeline.tracking import runs, server
 from pipeline.tracking.tables import Tables
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,7 @@ class Session:
         evaluation = None
         study = patient(study, how.keeping.outage_s)
         study.limit_retries(how.max_retries)
-        with self._shown(study):
+        with self._shown(study, how.keeping.outage_s):
             todo = not is_over(study) if configuration is None else reopen(study, configuration)
             finished = not todo or self._train(study, how, configuration)
             if finished and evaluate and file.experiment.evaluate is not None:
@@ -216,14 +219,14 @@ class Session:
             return local.run(job, self._context, self._stop)
 
     @contextmanager
-    def _shown(self, study: Study) -> Iterator[None]:
+    def _shown(self, study: Study, outage_s: float) -> Iterator[None]:
         """Keeps the states of the study's MLflow runs true while the command works and after it."""
         run_id = Site.of(study).run_id
         # Nobody was there to see them die: a command that is killed whole is stopped, and no configuration's fault.
         study.close_dead(PREEMPTED)
         failed = False
         try:
-            runs.set_state(run_id, "running")
+            patiently(f"study {study.name!r} cannot be shown", lambda: runs.set_state(run_id, "running"), outage_s)
             yield
         except UsageError:
             raise
@@ -233,9 +236,23 @@ class Session:
         finally:
             with self._stop.deferred():
                 study.close_dead(PREEMPTED)
-                over = is_over(study)
-                synchronise(study, over=is_search_over(study))
-                runs.set_state(run_id, "failed" if failed else _state(study, over=over))
+                state = "failed" if failed else _state(study, over=is_over(study))
+                self._show(study, state, outage_s)
+
+    def _show(self, study: Study, state: str, outage_s: float) -> None:
+        """Brings MLflow in line; who has stopped has waited for it already, and who goes on does it again."""
+        stopped = self._stop.reason is not None
+
+        def show() -> None:
+            synchronise(study, over=is_search_over(study))
+            runs.set_state(Site.of(study).run_id, state)
+
+        try:
+            patiently(f"what study {study.name!r} has come to cannot be shown", show, 0.0 if stopped else outage_s)
+        except Unsaved as error:
+            if not stopped:
+                raise
+            log.warning("%s", error)
 
     def _open(
         self,

@@ -13,6 +13,7 @@ from pipeline.sweep import process
 from pipeline.sweep.lineage import BUG, DIVERGED, HANG, LOST, OUT_OF_MEMORY, PREEMPTED
 from pipeline.sweep.patience import Unsaved
 from pipeline.sweep.study import Fenced, Study
+from pipeline.tracking.server import is_away
 
 _HELPER_KILLED = "is killed by signal"  # in torch's words for a loader's worker, which raise a plain RuntimeError
 
@@ -25,6 +26,8 @@ def class_of(error: Exception) -> str:
         return DIVERGED
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
+    if is_away(error):
+        return LOST  # the user's code has called MLflow itself; the next segment waits until it answers
     if isinstance(error, RuntimeError) and _HELPER_KILLED in str(error):
         return LOST
     return BUG

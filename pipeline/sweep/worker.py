@@ -3,9 +3,9 @@
 import contextlib
 import logging
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from optuna.trial import TrialState
 
@@ -34,7 +34,7 @@ from pipeline.sweep.lineage import (
     PRUNED,
     Lineage,
 )
-from pipeline.sweep.patience import Unsaved, patient
+from pipeline.sweep.patience import Unsaved, patient, patiently
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.quota import shrink
 from pipeline.sweep.samplers import StudyView, numbered_trial, view
@@ -47,6 +47,7 @@ from pipeline.tracking import runs
 from pipeline.tracking.tables import Tables
 
 log = logging.getLogger("pipeline")
+T = TypeVar("T")
 IDLE_S = 0.3  # between two looks at a study whose work others hold
 
 # Why a segment ended -> the state its trial gets, and how its MLflow run stands then.
@@ -159,6 +160,7 @@ class _Task:
         self._data, self._lineage, self._stop = data, lineage, stop
         self._pulse, self._keeping = pulse, keeping
         self._id = lineage.head._trial_id
+        self._given_up = False  # on a store that fails: nothing else is waited for then
         self._view: StudyView = view(
             study=study.name,
             storage=study.storage,
@@ -182,11 +184,13 @@ class _Task:
         trials = ",".join(str(segment.number) for segment in self._lineage.segments)
         ended, raised = PREEMPTED, None
         try:
-            with runs.active(run_id, trials=trials) as outcome:
+            with runs.active(run_id, self._until_done, trials=trials) as outcome:
                 try:
                     ended, raised, position = self._train(config, run_id)
-                    if raised is not None and not isinstance(raised, Unsaved):
-                        runs.log_text(run_id, "".join(traceback.format_exception(raised)), "traceback.txt")
+                    self._given_up = isinstance(raised, Unsaved)
+                    if raised is not None and not self._given_up:
+                        text = "".join(traceback.format_exception(raised))
+                        self._until_done(lambda: runs.log_text(run_id, text, "traceback.txt"))
                     self._end(ended, raised, position)
                 except Fenced:
                     outcome.state = None
@@ -194,7 +198,7 @@ class _Task:
                 outcome.state, outcome.tags = ENDINGS[ended][1], {"ended": ended}
         except Exception:
             # The databases may lie on the disk that is full. Who looks next finds a trial whose process has ended.
-            if not isinstance(raised, Unsaved):
+            if not self._given_up:
                 raise
         if isinstance(raised, Unsaved):
             raise raised
@@ -220,19 +224,40 @@ class _Task:
             return self._lineage.run_id
         params = flatten(to_params(config))
         number = self._lineage.number
-        run_id = runs.ensure_run(
-            self._site.experiment_id,
-            name=run_name(number, self._swept(params)),
-            key={"kind": "configuration", "study_run": self._site.run_id, "configuration": str(number)},
-            params=params | {"run.seed": self._seed},
-            tags={"study": self._study.name, "experiment": self._file.name, "state": "running"},
-            parent=self._site.run_id,
-            source=self._site.file,
-        )
-        if self._data is not None:
-            self._data.log_inputs(run_id)
+        name = run_name(number, self._swept(params))
+
+        def ensure() -> str:
+            run_id = runs.ensure_run(
+                self._site.experiment_id,
+                name=name,
+                key={"kind": "configuration", "study_run": self._site.run_id, "configuration": str(number)},
+                params=params | {"run.seed": self._seed},
+                tags={"study": self._study.name, "experiment": self._file.name, "state": "running"},
+                parent=self._site.run_id,
+                source=self._site.file,
+            )
+            if self._data is not None:
+                self._data.log_inputs(run_id)
+            return run_id
+
+        run_id = self._until_done(ensure)
         self._study.set(self._id, "run_id", run_id)
         return run_id
+
+    def _until_done(self, call: Callable[[], T]) -> T:
+        """What a call to MLflow returns, once that answers; it may be repeated. Raises: Unsaved."""
+        what = f"#{self._lineage.number:02d}: its MLflow run cannot be written"
+
+        def attempt() -> T:
+            try:
+                return call()
+            except Exception as error:
+                if self._stop.reason is None:
+                    raise
+                reason = " ".join(str(error).split())
+                raise Unsaved(f"{what}: {reason}; run the same command again to continue") from error
+
+        return patiently(what, attempt, 0.0 if self._given_up else self._keeping.outage_s)
 
     def _swept(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that tell this configuration from others."""

@@ -5,7 +5,7 @@ Every function can be repeated: what was cut short by a kill is found again by i
 
 import getpass
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -160,11 +160,18 @@ class Outcome:
         self.tags: Mapping[str, str] = {}
 
 
+def _once(call: Callable[[], object]) -> object:
+    return call()
+
+
 @contextmanager
-def active(run_id: str, **tags: str) -> Iterator[Outcome]:
-    """Makes it the active run, so that `mlflow.log_figure(...)` in user code goes where one expects."""
-    MlflowClient().log_batch(run_id, tags=[RunTag("state", "running"), *(RunTag(n, v) for n, v in tags.items())])
-    mlflow.start_run(run_id=run_id)
+def active(run_id: str, until_done: Callable[[Callable[[], object]], object] = _once, **tags: str) -> Iterator[Outcome]:
+    """Makes it the active run, so that `mlflow.log_figure(...)` in user code goes where one expects.
+
+    `until_done` makes the calls to MLflow, each of which can be repeated.
+    """
+    until_done(lambda: set_tags(run_id, {"state": "running", **tags}))
+    until_done(lambda: mlflow.start_run(run_id=run_id))
     outcome = Outcome()
     try:
         yield outcome
@@ -173,12 +180,22 @@ def active(run_id: str, **tags: str) -> Iterator[Outcome]:
         raise
     finally:
         while (other := mlflow.active_run()) is not None and other.info.run_id != run_id:
-            mlflow.end_run()  # left open by the user's code
+            _end_active("FINISHED", until_done)  # left open by the user's code
         if outcome.state is None:
-            mlflow.end_run(MlflowClient().get_run(run_id).info.status)
+            _end_active(str(until_done(lambda: MlflowClient().get_run(run_id).info.status)), until_done)
         else:
-            set_tags(run_id, {"state": outcome.state, **outcome.tags})
-            mlflow.end_run(STATUS[outcome.state])
+            last = {"state": outcome.state, **outcome.tags}
+            until_done(lambda: set_tags(run_id, last))
+            _end_active(STATUS[outcome.state], until_done)
+
+
+def _end_active(status: str, until_done: Callable[[Callable[[], object]], object]) -> None:
+    run = mlflow.active_run()
+    assert run is not None
+    try:
+        mlflow.end_run(status)
+    except MlflowException:  # it is no longer active by then, only the server does not know
+        until_done(lambda: MlflowClient().set_terminated(run.info.run_id, status))
 
 
 def log_text(run_id: str, text: str, file: str) -> None:

@@ -18,6 +18,7 @@ from pipeline.errors import ThawError
 
 EXPERIMENT = "thaw"
 ANSWER_TIMEOUT_S = 10
+AWAY = {429, 502, 503, 504}  # what a server, or a proxy before it, answers while it cannot serve
 
 
 def connect() -> str:
@@ -32,6 +33,9 @@ def connect() -> str:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Retries would draw from python's own random state, which is the training's.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    # Seconds instead of a minute: who has patience, and another place for what is to be kept, is to know soon.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     # Alembic and MLflow log every migration of a fresh database as if it were news.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -59,6 +63,14 @@ def refusal(error: Exception) -> str | None:
     if not isinstance(error, MlflowException):
         return None
     return f"tracking server {shown(mlflow.get_tracking_uri())}: {' '.join(str(error).split())}"
+
+
+def is_away(error: Exception) -> bool:
+    """Whether it says of MLflow's server that it did not answer, or not now: no fault of who called."""
+    if not isinstance(error, MlflowException):
+        return False
+    reason, status = error.__cause__ or error.__context__, error.get_http_status_code()  # type: ignore[no-untyped-call]
+    return isinstance(reason, requests.RequestException) or status in AWAY
 
 
 def folder() -> Path | None:

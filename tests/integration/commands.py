@@ -170,6 +170,17 @@ class Progress:
         """Waits for so many lines; False when the command ended before."""
         return all(self.next(command) is not None for _ in range(count))
 
+    def wait_while_it_moves(self, count: int, quiet_s: float) -> int:
+        """Waits for so many lines, or until none has come for that long; returns how many came."""
+        for found in range(count):
+            while b"\n" not in self._rest:
+                readable, _, _ = select.select([self._fd], [], [], quiet_s)
+                if not readable:
+                    return found
+                self._rest += os.read(self._fd, 65536)
+            self._rest = self._rest.partition(b"\n")[2]
+        return count
+
     def skip(self) -> None:
         """Forgets the lines that are there: the next is one that is written after this."""
         with suppress(BlockingIOError):
@@ -223,15 +234,28 @@ class Trained:
 
 
 class Workplace:
-    """A folder with databases of its own, and the commands that were started in it."""
+    """A folder with databases of its own, and the commands that were started in it.
 
-    def __init__(self, folder: Path) -> None:
+    Given other databases, the commands find them through the environment; `environment` is what else is in theirs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tracking_uri: str | None = None,
+        storage_url: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
-        self.storage_url = f"sqlite:///{folder / 'optuna.db'}"
+        self.tracking_uri = tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
+        self.storage_url = storage_url or f"sqlite:///{folder / 'optuna.db'}"
+        given = {"MLFLOW_TRACKING_URI": tracking_uri, "PIPELINE_STORAGE": storage_url}
+        self._given = {**(environment or {}), **{name: value for name, value in given.items() if value is not None}}
         self._commands: list[Command] = []
         self._progress: list[Progress] = []
+        self._stores: dict[str, MlflowStore] = {}
 
     def start(
         self, *arguments: str | Path, environment: Mapping[str, str] | None = None, fresh: bool = False
@@ -246,6 +270,7 @@ class Workplace:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "PIPELINE_SPOOL": str(self.folder / "spool"),
+            **self._given,
             **(environment or {}),
         }
         words = [str(argument) for argument in arguments]
@@ -288,6 +313,12 @@ class Workplace:
         ids = [experiment.experiment_id for experiment in self.client.search_experiments()]
         query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         return list(self.client.search_runs(ids, query, order_by=["attributes.start_time ASC"]))
+
+    def store(self, run_id: str) -> MlflowStore:
+        """The checkpoints of a run; what was downloaded once is there the next time."""
+        if run_id not in self._stores:
+            self._stores[run_id] = MlflowStore(run_id, self.tracking_uri)
+        return self._stores[run_id]
 
     def study_names(self) -> list[str]:
         return sorted({run.data.tags["study"] for run in self.runs(kind="study")})

@@ -1,9 +1,10 @@
 """What must be true of a study whatever was done to the processes that worked on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.checkpoint import MlflowStore, load, parse_name
+from pipeline.checkpoint import load, parse_name
+from pipeline.sweep.accepted import trial_of
 from pipeline.sweep.lineage import Lineage
 from tests.integration.commands import Command, Progress, Trained, Workplace, assert_same_tensors
 
@@ -89,17 +90,41 @@ def assert_sound(sweep: Sweep, *, configurations: int, name: str = "quick") -> d
     return lineages
 
 
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """What counts of a segment: the steps from `start` to before `end`."""
+
+    trial: int
+    start: int
+    end: int
+
+
+def spans(lineage: Lineage) -> list[Span]:
+    """Of each segment. What one had to leave on its machine's disk counts by the word of the one after it."""
+    found: list[Span] = []
+    for segment in lineage.segments:
+        attrs = segment.user_attrs
+        start, adopted = step_of(attrs["start"]), attrs.get("adopted")
+        if adopted is not None:
+            assert trial_of(adopted) == found[-1].trial, (lineage.number, segment.number, adopted)
+            assert step_of(adopted) > found[-1].end, (lineage.number, segment.number, adopted)
+            start = step_of(adopted)
+            found[-1] = replace(found[-1], end=start)
+        end = step_of(attrs.get("progress", {"checkpoint": attrs["start"]})["checkpoint"])
+        found.append(Span(trial=segment.number, start=start, end=end))
+    return found
+
+
 def assert_each_step_accepted_once(lineage: Lineage, trained: dict[tuple[str, int], list[int]]) -> None:
     assert lineage.run_id is not None
     reached = 0
-    for segment in lineage.segments:
-        attrs = segment.user_attrs
-        start = step_of(attrs["start"])
-        assert start == reached, (lineage.number, segment.number)
-        reached = step_of(attrs.get("progress", {"checkpoint": attrs["start"]})["checkpoint"])
-        steps = trained.get((lineage.run_id, segment.number), [])
+    for span in spans(lineage):
+        where, start = (lineage.number, span.trial), span.start
+        assert start == reached, where
+        reached = span.end
+        steps = trained.get((lineage.run_id, span.trial), [])
         accepted = [step for step in steps if step < reached]
-        assert accepted == list(range(start, reached)), (lineage.number, segment.number)
+        assert accepted == list(range(start, reached)), where
         # What was lost with the process came after what counts, and no step was trained twice by one segment.
         assert steps == list(range(start, start + len(steps)))
     assert reached == lineage.epochs * BATCHES
@@ -108,7 +133,7 @@ def assert_each_step_accepted_once(lineage: Lineage, trained: dict[tuple[str, in
 def assert_checkpoints_verify(workplace: Workplace, lineage: Lineage) -> None:
     assert lineage.run_id is not None
     assert lineage.best is not None
-    store = MlflowStore(lineage.run_id, workplace.tracking_uri)
+    store = workplace.store(lineage.run_id)
     starts = {segment.user_attrs["start"] for segment in lineage.segments} - {None}
     for name in {lineage.progress["checkpoint"], lineage.best["checkpoint"], *starts} & set(store.names()):
         load(store, name)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import sqlite3
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.integration.in_process import in_process, open_quick, work_on
 CONFIGURATIONS = 3
 DEATHS = 6
 DIED = 9
+DATABASES = "mlflow.db", "optuna.db"
 
 
 def _work(folder: Path, name: str, die_at: int, results: Connection) -> None:
@@ -32,11 +34,31 @@ def _work(folder: Path, name: str, die_at: int, results: Connection) -> None:
     results.send(commits)
 
 
+def _work_refused(folder: Path, name: str, database: str, results: Connection) -> None:
+    """Works on a study while a database refuses one transaction in five, as it ends. Sends how many."""
+    import sqlalchemy
+
+    from pipeline.sweep import patience
+
+    patience.FIRST_PAUSE_S = 0.001
+    chance, refused = random.Random(0), 0
+
+    def refuse(connection: sqlalchemy.Connection) -> None:
+        nonlocal refused
+        if str(connection.engine.url).endswith(database) and chance.random() < 0.2:
+            refused += 1
+            raise sqlalchemy.exc.OperationalError("COMMIT", None, sqlite3.OperationalError("database is locked"))
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "commit", refuse)
+    work_on(folder, name)
+    results.send(refused)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(new_workplace) -> tuple[Workplace, int]:
     """A folder with a study for each test, and how many commits it took to train the study `whole`."""
     place = new_workplace("cut")
-    names = ["whole", *(f"cut-{part}" for part in range(DEATHS))]
+    names = ["whole", *(f"cut-{part}" for part in range(DEATHS)), *DATABASES]
     in_process(open_quick, place.folder, names, CONFIGURATIONS, "halving")
     return place, in_process(_work, place.folder, "whole", -1)
 
@@ -60,6 +82,19 @@ def test_a_worker_that_dies_before_any_write_changes_no_decision_and_no_bit(undi
     name = f"cut-{part}"
     in_process(_work, workplace.folder, name, die_at, code=DIED)
     in_process(_work, workplace.folder, name, -1)
+    assert_as_whole(workplace, name)
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_a_database_that_refuses_one_write_in_five_is_no_configurations_fault(undisturbed, database):
+    workplace, _ = undisturbed
+    assert in_process(_work_refused, workplace.folder, database, database) > 20
+    # A claim whose answer was lost is given up, and made anew.
+    assert {trial.user_attrs["ended"] for trial in workplace.trials(database)} <= {"paused", "complete", "preempted"}
+    assert_as_whole(workplace, database)
+
+
+def assert_as_whole(workplace, name):
     assert decisions(workplace, name) == decisions(workplace, "whole")
     lineages = workplace.study(name).lineages()
     assert len(workplace.runs(kind="configuration", study=name)) == CONFIGURATIONS

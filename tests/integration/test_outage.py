@@ -19,6 +19,7 @@ from tests.integration.commands import (
 )
 from tests.integration.sweeps import BATCHES, QUICK, Sweep, assert_sound
 from tests.postgres import PostgresServer
+from tests.tracking_server import TrackingServer
 
 EPOCHS = 9  # of quick.py
 TRAIN = ("train", QUICK, "--study", "one")
@@ -234,6 +235,35 @@ def test_a_study_database_that_does_not_come_back_stops_everything_resumably(wor
     assert_nobodys_fault(lineages)
     assert sum(lineage.epochs for lineage in lineages.values()) * BATCHES == len(trained), "and none was lost"
     assert "0 of them do not verify" in workplace.run("verify", "--study", "quick", "--storage", database)
+
+
+@pytest.fixture
+def tracking_server() -> Iterator[TrackingServer]:
+    server = TrackingServer()
+    yield server
+    server.close()
+
+
+def test_a_tracking_server_that_does_not_come_back_stops_training_resumably(tmp_path, tracking_server, undisturbed):
+    quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    place = Workplace(tmp_path / "work", tracking_uri=tracking_server.uri, environment=quick)
+    command, progress = at_the_gate(place, "--outage-s", "0.5", "--traceback", "true")
+    tracking_server.stop()
+    progress.open_gate()
+    trained = batches(progress, command)
+    assert command.wait() == 75, command.output
+    assert "run the same command again" in command.output
+    assert "Traceback" not in command.output
+    tracking_server.start()
+    progress = place.progress()
+    command = place.start(*TRAIN, environment=environment(progress))
+    again = batches(progress, command)
+    assert command.wait() == 0, command.output
+    assert sorted({*trained, *again}) == trained + again, "no batch was trained twice"
+    assert_same_training(place.trained(), undisturbed)
+    assert_each_step_once(place.trained(), EPOCHS)
+    assert [trial.user_attrs["ended"] for trial in place.trials()] == ["preempted", "complete"]
+    place.close()
 
 
 def test_what_was_saved_before_a_store_failed_stays_good(workplace, disk):
