@@ -9,17 +9,33 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol
 
 import psutil
+import psycopg
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.databases import sqlite_file
 from pipeline.sweep.lineage import LOST
 from pipeline.sweep.study import Fenced, Study
-from tests.integration.commands import wait_until, wait_until_gone
+from tests.integration.commands import Command, wait_until, wait_until_gone
 from tests.integration.sweeps import BATCHES, Sweep
 
-LINES = 6  # at most so many batches between two events
+LINES = 6  # at most so many batches between two events, and while a server is away
+QUIET_S = 1.0  # a server is not away for longer once nobody can train any more without it
+
+Victim = Literal["worker", "supervisor", "session"]
+
+
+class Server(Protocol):
+    """What a sweep keeps its databases in."""
+
+    def stop(self) -> None:
+        """At once, whatever it is doing."""
+
+    def start(self) -> None:
+        """Returns when it answers again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +63,13 @@ class Chaos:
         self._zombies: list[psutil.Process] = []
         self.fences: list[Fence] = []
         self.kills = 0
-        self.command = sweep.start()
+        self.commands: list[Command] = []
+        self._start()
+
+    @property
+    def command(self) -> Command:
+        """The newest: the others are ended, or about to."""
+        return self.commands[-1]
 
     @cached_property
     def _study(self) -> Study:
@@ -56,20 +78,40 @@ class Chaos:
     def kill_worker(self) -> None:
         """One worker, whether it trains, starts or looks for work."""
         self._wait()
-        workers = wait_until(self.command.trainers, "there is a worker")
-        victim = self._chance.choice(workers)
-        self._kill(f"worker {victim.pid}", [victim], lambda: os.kill(victim.pid, signal.SIGKILL))
+        self._kill_worker()
 
     def kill_supervisor(self) -> None:
         """The supervisor alone: the next command starts while the workers of this one still take their checkpoints."""
         self._wait()
         self._kill_supervisor()
+        self._start()
 
     def kill_session(self) -> None:
         """All processes at once, as a machine that goes away."""
         self._wait()
-        self._kill("session", [], self.command.kill)
-        self.command = self._sweep.start()
+        self._kill_session()
+        self._start()
+
+    def take_away(self, server: Server, victim: Victim) -> None:
+        """A server is away while a few batches are trained, and one of those who miss it is killed meanwhile.
+
+        A command that finds it away when it starts says so and ends: so the next one starts when it is back.
+        """
+        self._wait()
+        wait_until(self.command.trainers, "the command has found its databases")
+        server.stop()
+        self._say(f"{type(server).__name__} is away")
+        trained = self._sweep.progress.wait_while_it_moves(self._chance.randint(1, LINES), QUIET_S)
+        if victim == "worker":
+            self._kill_worker()
+        elif victim == "supervisor":
+            self._kill_supervisor()
+        else:
+            self._kill_session()
+        server.start()
+        self._say(f"{type(server).__name__} is back, after {trained} batches")
+        if victim != "worker":
+            self._start()
 
     def make_orphan_a_zombie(self) -> None:
         """A worker is stopped, its supervisor killed, and its trial ended, as who has seen no heartbeat for long does.
@@ -78,13 +120,14 @@ class Chaos:
         """
         zombie, trial = self._stop_one()
         self._kill_supervisor()
+        self._start()
         with suppress(Fenced):
             self._study.end(trial._trial_id, TrialState.FAIL, LOST)
         self._wake_when_fenced(zombie, trial, "orphan")
 
     def make_hung_a_zombie(self) -> None:
         """A worker is stopped for longer than training may stand still; once in a run, for twice is final."""
-        zombie, trial = self._stop_one(inside_an_epoch=True)
+        zombie, trial = self._stop_one(to_be_seen=True)
         self._wake_when_fenced(zombie, trial, "hung")
 
     def finish(self) -> None:
@@ -93,6 +136,12 @@ class Chaos:
         self._say(f"ended with {code}")
         assert code == 0, self.command.output
         wait_until_gone(self._zombies)
+        for command in self.commands:
+            command.wait()
+            assert "Traceback" not in command.output, command.output
+
+    def _start(self) -> None:
+        self.commands.append(self._sweep.start())
 
     def _wait(self) -> str:
         """Returns the last of a few lines that are trained from now on."""
@@ -103,11 +152,17 @@ class Chaos:
         )
         return self._sweep.progress.lines[-1]
 
+    def _kill_worker(self) -> None:
+        victim = self._chance.choice(wait_until(self.command.trainers, "there is a worker"))
+        self._kill(f"worker {victim.pid}", [victim], lambda: os.kill(victim.pid, signal.SIGKILL))
+
     def _kill_supervisor(self) -> None:
         supervisor = self.command.process.pid
         self._kill(f"supervisor {supervisor}", [], lambda: os.kill(supervisor, signal.SIGKILL))
         self.command.process.wait()
-        self.command = self._sweep.start()
+
+    def _kill_session(self) -> None:
+        self._kill("session", [], self.command.kill)
 
     def _kill(self, what: str, victims: list[psutil.Process], kill: Callable[[], None]) -> None:
         self._say(f"kill {self.kills + 1}: {what}")
@@ -115,19 +170,20 @@ class Chaos:
         wait_until_gone(victims)
         self.kills += 1
 
-    def _stop_one(self, *, inside_an_epoch: bool = False) -> tuple[psutil.Process, FrozenTrial]:
-        """A worker, stopped while it has a trial; `inside_an_epoch`: where its supervisor would see it hang."""
+    def _stop_one(self, *, to_be_seen: bool = False) -> tuple[psutil.Process, FrozenTrial]:
+        """A worker, stopped while it has a trial; `to_be_seen`: inside an epoch, and by a supervisor that lives."""
         while True:
             number = int(self._wait().split()[1])
             trial = self._study.trials()[number]
-            if trial.state.is_finished():
+            owner = trial.user_attrs["worker"]
+            if trial.state.is_finished() or (to_be_seen and owner["supervisor"]["pid"] != self.command.process.pid):
                 continue
-            worker = psutil.Process(trial.user_attrs["worker"]["pid"])
+            worker = psutil.Process(owner["pid"])
             worker.suspend()
             wait_until(lambda worker=worker: worker.status() == psutil.STATUS_STOPPED, "the worker has stopped")
-            is_there = not inside_an_epoch or self._last_step(number) % BATCHES != BATCHES - 1
+            is_there = not to_be_seen or self._last_step(number) % BATCHES != BATCHES - 1
             # The lock comes first: who holds it keeps this process from the study too.
-            if is_there and not self._holds_a_lock() and not self._trial(trial).state.is_finished():
+            if is_there and not self._holds_a_lock(worker) and not self._trial(trial).state.is_finished():
                 self._say(f"stopped worker {worker.pid} in trial {number}")
                 return worker, trial
             worker.resume()
@@ -136,19 +192,12 @@ class Chaos:
         (steps,) = [steps for (_, trial), steps in self._sweep.trained().items() if trial == number]
         return steps[-1]
 
-    def _holds_a_lock(self) -> bool:
-        """Whether what was stopped keeps all others from a SQLite database, which then nobody but itself can help."""
-        place = self._sweep.workplace
-        for file in filter(None, (sqlite_file(place.tracking_uri), sqlite_file(place.storage_url))):
-            connection = sqlite3.connect(file, timeout=1.0, isolation_level=None)
-            try:
-                connection.execute("BEGIN EXCLUSIVE")
-                connection.execute("ROLLBACK")
-            except sqlite3.OperationalError:
-                return True
-            finally:
-                connection.close()
-        return False
+    def _holds_a_lock(self, worker: psutil.Process) -> bool:
+        """Whether a worker that was stopped keeps others from a database, which then nobody but itself can help."""
+        urls = (self._sweep.workplace.tracking_uri, self._sweep.workplace.storage_url)
+        return any(_is_locked(file) for file in filter(None, map(sqlite_file, urls))) or any(
+            _is_in_transaction(url, worker) for url in urls if url.startswith("postgresql:")
+        )
 
     def _wake_when_fenced(self, zombie: psutil.Process, trial: FrozenTrial, how: str) -> None:
         fenced = wait_until(lambda: (one := self._trial(trial)).state.is_finished() and one, "its trial is taken away")
@@ -162,3 +211,26 @@ class Chaos:
 
     def _say(self, event: str) -> None:
         print(f"{time.monotonic() - self._began_s:6.2f} s  {event}", flush=True)
+
+
+def _is_locked(file: Path) -> bool:
+    """Whether somebody keeps all others from a SQLite database."""
+    connection = sqlite3.connect(file, timeout=1.0, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return True
+    finally:
+        connection.close()
+    return False
+
+
+def _is_in_transaction(url: str, worker: psutil.Process) -> bool:
+    """Whether PostgreSQL has begun for a process what it has not ended yet: it may hold rows that others wait for."""
+    ports = [connection.laddr.port for connection in worker.net_connections("tcp")]
+    with psycopg.connect(url, autocommit=True) as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE client_port = ANY(%s) AND state <> 'idle'"
+        found = connection.execute(query, [ports]).fetchone()
+    assert found is not None
+    return bool(found[0])

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from pipeline.checkpoint import FolderStore, Manifest, MlflowStore, Report, load, parse_name
+from pipeline.checkpoint import FolderStore, Manifest, Report, load, parse_name
 from pipeline.checkpoint.store import SET_ASIDE_TAG
 from pipeline.experiment import from_params, load_experiment, seed_for, to_params
 from pipeline.local import LocalSegment
@@ -23,7 +23,7 @@ from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Site
 from tests.chaos.chaos import Fence
 from tests.integration.commands import Workplace, assert_same_tensors
-from tests.integration.sweeps import QUICK, Sweep, assert_sound, step_of
+from tests.integration.sweeps import QUICK, Sweep, assert_sound, spans, step_of
 
 
 def assert_survived(
@@ -69,12 +69,16 @@ def assert_ends_once(lineage: Lineage) -> None:
 
 
 def assert_refers_to_what_is_accepted(lineage: Lineage) -> None:
-    """Each checkpoint that the study names was written by an accepted segment, before that one's trial was ended."""
-    reached = {one.number: step_of(one.user_attrs.get("progress", {}).get("checkpoint")) for one in lineage.segments}
+    """Each checkpoint that the study names was written by an accepted segment, and lies within what counts of that.
+
+    How far that goes its trial says, or the `adopted` of the next one.
+    """
+    reached = {span.trial: span.end for span in spans(lineage)}
     for segment in lineage.segments:
         progress = segment.user_attrs.get("progress") or {}
         named = [
             segment.user_attrs["start"],
+            segment.user_attrs.get("adopted"),
             progress.get("checkpoint"),
             (progress.get("best") or {}).get("checkpoint"),
         ]
@@ -94,7 +98,7 @@ def assert_nothing_was_damaged(workplace: Workplace, lineage: Lineage) -> None:
     tags = workplace.client.get_run(lineage.run_id).data.tags
     aside = [tag for tag in tags if tag.startswith(SET_ASIDE_TAG)]
     assert not aside, f"#{lineage.number:02d}: {aside}"
-    store = MlflowStore(lineage.run_id, workplace.tracking_uri)
+    store = workplace.store(lineage.run_id)
     names = store.names()
     for segment in lineage.segments:
         if segment.user_attrs["ended"] in (PAUSED, COMPLETE):
@@ -106,7 +110,7 @@ def assert_nothing_was_damaged(workplace: Workplace, lineage: Lineage) -> None:
 def assert_as_undisturbed(workplace: Workplace, study: Study, lineage: Lineage, folder: Path) -> None:
     """Parameters, weights, optimizer and random state, and curves: all are those of an undisturbed training."""
     where = f"#{lineage.number:02d}"
-    store = MlflowStore(str(lineage.run_id), workplace.tracking_uri)
+    store = workplace.store(str(lineage.run_id))
     manifest, state = load(store, lineage.progress["checkpoint"])
     undisturbed, expected = train_undisturbed(study, lineage, folder)
     assert manifest.position == undisturbed.position, where

@@ -2,6 +2,8 @@
 
 import os
 import random
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -9,26 +11,15 @@ from tests.chaos.chaos import Chaos
 from tests.chaos.checker import assert_survived, endings
 from tests.integration.commands import Workplace
 from tests.integration.sweeps import Sweep
+from tests.tracking_server import TrackingServer
 
 CONFIGURATIONS = 20
 KILLS = 30
-EVENTS = (
-    *[Chaos.kill_worker] * 17,
-    *[Chaos.kill_supervisor] * 5,
-    *[Chaos.kill_session] * 5,
-    *[Chaos.make_orphan_a_zombie] * 3,  # each kills a supervisor
-)
+Event = Callable[[Chaos], None]
 FLAGS = (
     *("--configurations", str(CONFIGURATIONS), "--workers", "4", "--sampler", "random"),
     *("--max-retries", "1000", "--hang-timeout-s", "8"),
 )
-
-
-@pytest.fixture
-def workplace(tmp_path):
-    place = Workplace(tmp_path / "work")
-    yield place
-    place.close()
 
 
 @pytest.fixture
@@ -39,18 +30,74 @@ def chance():
     return random.Random(seed)
 
 
-def test_through_thirty_kills_and_zombies_nothing_is_lost_and_nothing_is_trained_twice(workplace, chance, tmp_path):
-    sweep = Sweep.of(workplace, *FLAGS, "--storage", workplace.storage_url)
+@pytest.fixture
+def tracking_server():
+    server = TrackingServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    place = Workplace(tmp_path / "work")
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def served(tmp_path, postgres, tracking_server):
+    """A workplace whose databases are servers'; MLflow tries nothing again by itself."""
+    place = Workplace(
+        tmp_path / "work",
+        tracking_uri=tracking_server.uri,
+        storage_url=postgres.database(),
+        environment={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"},
+    )
+    yield place
+    place.close()
+
+
+def survive(workplace: Workplace, chance: random.Random, events: list[Event]) -> Chaos:
+    """Starts a sweep, lets the events come over it in any order, and checks what it has come to."""
+    sweep = Sweep.of(workplace, *FLAGS)
     chaos = Chaos(sweep, chance, "quick")
-    for event in chance.sample(EVENTS, len(EVENTS)):
+    for event in chance.sample(events, len(events)):
         event(chaos)
     chaos.make_hung_a_zombie()
     chaos.finish()
-    assert chaos.kills == KILLS
-    assert [fence.how for fence in chaos.fences] == [*["orphan"] * 3, "hung"]
     lineages = assert_survived(
-        sweep, configurations=CONFIGURATIONS, fences=chaos.fences, folder=tmp_path / "undisturbed"
+        sweep, configurations=CONFIGURATIONS, fences=chaos.fences, folder=workplace.folder / "undisturbed"
     )
     print(dict(endings(lineages)))
     assert endings(lineages)["bug"] == 0
     assert endings(lineages)["hang"] == 1
+    return chaos
+
+
+def test_through_thirty_kills_and_zombies_nothing_is_lost_and_nothing_is_trained_twice(workplace, chance):
+    events = [
+        *[Chaos.kill_worker] * 17,
+        *[Chaos.kill_supervisor] * 5,
+        *[Chaos.kill_session] * 5,
+        *[Chaos.make_orphan_a_zombie] * 3,  # each kills a supervisor
+    ]
+    chaos = survive(workplace, chance, events)
+    assert chaos.kills == KILLS
+    assert [fence.how for fence in chaos.fences] == [*["orphan"] * 3, "hung"]
+
+
+def test_servers_that_go_away_in_the_middle_of_it_change_nothing(served, postgres, tracking_server, chance):
+    events = [
+        *[Chaos.kill_worker] * 14,
+        *[Chaos.kill_supervisor] * 3,
+        *[Chaos.kill_session] * 3,
+        *[Chaos.make_orphan_a_zombie] * 3,
+        *[
+            partial(Chaos.take_away, server=tracking_server, victim=v)
+            for v in ("worker", "worker", "supervisor", "session")
+        ],
+        *[partial(Chaos.take_away, server=postgres, victim=v) for v in ("worker", "supervisor", "session")],
+    ]
+    chaos = survive(served, chance, events)
+    assert chaos.kills == KILLS
+    assert [fence.how for fence in chaos.fences] == [*["orphan"] * 3, "hung"]
