@@ -1,4 +1,4 @@
-"""A sweep of 20 configurations by 4 workers, through 30 kills and workers that come back from the dead."""
+"""Sweeps of 20 configurations by 4 workers, through 30 kills, workers that come back from the dead, and outages."""
 
 import os
 import random
@@ -55,6 +55,7 @@ def served(tmp_path, postgres, tracking_server):
     )
     yield place
     place.close()
+    postgres.ensure_running()
 
 
 def survive(workplace: Workplace, chance: random.Random, events: list[Event]) -> Chaos:
@@ -68,7 +69,8 @@ def survive(workplace: Workplace, chance: random.Random, events: list[Event]) ->
     lineages = assert_survived(
         sweep, configurations=CONFIGURATIONS, fences=chaos.fences, folder=workplace.folder / "undisturbed"
     )
-    print(dict(endings(lineages)))
+    adopted = sum("adopted" in segment.user_attrs for one in lineages.values() for segment in one.segments)
+    print(dict(endings(lineages)), f"and {adopted} went on from what was left on the disk")
     assert endings(lineages)["bug"] == 0
     assert endings(lineages)["hang"] == 1
     return chaos
@@ -92,11 +94,12 @@ def test_servers_that_go_away_in_the_middle_of_it_change_nothing(served, postgre
         *[Chaos.kill_supervisor] * 3,
         *[Chaos.kill_session] * 3,
         *[Chaos.make_orphan_a_zombie] * 3,
+        partial(Chaos.take_away, server=tracking_server, victim="worker"),
         *[
-            partial(Chaos.take_away, server=tracking_server, victim=v)
-            for v in ("worker", "worker", "supervisor", "session")
+            partial(Chaos.take_away, server=server, victim=victim)
+            for server in (tracking_server, postgres)
+            for victim in ("worker", "supervisor", "session")
         ],
-        *[partial(Chaos.take_away, server=postgres, victim=v) for v in ("worker", "supervisor", "session")],
     ]
     chaos = survive(served, chance, events)
     assert chaos.kills == KILLS
