@@ -101,8 +101,13 @@ def _connect_arguments(url: str) -> dict[str, Any]:
         return {"isolation_level": None, "timeout": 60}
     if not _is_postgresql(url):
         return {}
-    # Optuna compares heartbeats without a zone: all must be in the same one, whatever each host's is.
-    return {"connect_timeout": 10, "keepalives_idle": 30, "options": "-c timezone=UTC"}
+    options = {
+        "timezone": "UTC",  # Optuna compares heartbeats without a zone: all must be in the same one, whatever a host's
+        # What a process has locked that stands still, or whose host is gone: nobody else could end its trial.
+        "idle_in_transaction_session_timeout": "10s",
+    }
+    given = " ".join(f"-c {name}={value}" for name, value in options.items())
+    return {"connect_timeout": 10, "keepalives_idle": 30, "options": given}
 
 
 def _refuse_network(file: Path) -> None:

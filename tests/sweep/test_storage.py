@@ -191,6 +191,14 @@ def test_after_a_restart_of_the_server_a_study_goes_on(tmp_path, postgres):
     study._heartbeats.engine.dispose()
 
 
+def test_the_server_itself_frees_what_a_process_has_locked_that_stands_still(tmp_path, postgres):
+    study = new_study(tmp_path, postgres.database())
+    with study._heartbeats.engine.connect() as connection:
+        limit = connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar()
+    study._heartbeats.engine.dispose()
+    assert limit == "10s"
+
+
 MOUNTS = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
 30 22 0:26 / /home rw shared:2 - nfs4 server:/home rw,vers=4.2
 31 30 0:27 / /home/my\040disk rw - ext4 /dev/sdb1 rw
