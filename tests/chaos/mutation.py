@@ -42,10 +42,20 @@ class Mutation:
 HEARTBEAT = "            self._heartbeats.record_heartbeat(trial._trial_id)\n"
 CLAIMANT = '            self.set(trial._trial_id, f"{CLAIMANT}{uuid.uuid4().hex[:12]}", me)\n'
 CLAIM = """\
-            if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                return False
+            try:
+                if not self._once.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    return False
+            except Exception as error:
+                if is_away(error):
+                    # Nobody can tell whose it is by now. It is ended, and its successor is claimed.
+                    self.end(trial._trial_id, TrialState.FAIL, PREEMPTED)
+                    return False
+                raise
 """
 STUDY = "tests/sweep/test_study.py"
+STORAGE = "tests/sweep/test_storage.py"
+PATIENCE = "tests/sweep/test_patience.py"
+OUTAGE = "tests/integration/test_outage.py"
 LINEAGE = "tests/sweep/test_lineage.py"
 SAMPLERS = "tests/sweep/test_samplers.py"
 CHAOS = "tests/chaos/test_chaos.py"
@@ -56,7 +66,7 @@ MUTATIONS = {
         file="pipeline/sweep/storage.py",
         old='connection.exec_driver_sql("BEGIN IMMEDIATE")',
         new='connection.exec_driver_sql("BEGIN")',
-        tests=("tests/sweep/test_storage.py::test_eight_processes_claim_every_waiting_trial_exactly_once",),
+        tests=(f"{STORAGE}::test_eight_processes_claim_every_waiting_trial_exactly_once",),
     ),
     "lowest": Mutation(
         safeguard="lowest number wins",
@@ -140,6 +150,72 @@ MUTATIONS = {
             f"{SAMPLERS}::test_a_view_shows_each_configuration_once_by_its_newest_segment_under_its_number",
             f"{SAMPLERS}::test_suggestions_are_a_function_of_seed_and_configuration",
         ),
+    ),
+    "advisory": Mutation(
+        safeguard="advisory lock",
+        says="processes that create a database in PostgreSQL do not wait for each other",
+        file="pipeline/sweep/storage.py",
+        old="SELECT pg_advisory_lock(:key)",
+        new="SELECT :key",
+        tests=(f"{STORAGE}::test_processes_that_create_one_study_at_once_all_find_it",),
+    ),
+    "frozen": Mutation(
+        safeguard="frozen transactions end",
+        says="PostgreSQL keeps what a process has locked for as long as that stands still",
+        file="pipeline/sweep/storage.py",
+        old='"idle_in_transaction_session_timeout": "10s"',
+        new='"idle_in_transaction_session_timeout": "0"',
+        tests=(f"{STORAGE}::test_the_server_itself_frees_what_a_process_has_locked_that_stands_still",),
+    ),
+    "grace": Mutation(
+        safeguard="grace after an outage",
+        says="who was silent while the study database was away is taken for dead",
+        file="pipeline/sweep/study.py",
+        old="if now_s - self._works_since_s < GRACE_S:",
+        new="if now_s - self._works_since_s < 0:",
+        tests=(
+            f"{STUDY}::test_nothing_is_closed_by_its_heartbeat_for_a_while_after_the_storage_was_away",
+            f"{PATIENCE}::test_after_an_outage_nobody_is_taken_for_dead_for_a_grace_period",
+        ),
+    ),
+    "once": Mutation(
+        safeguard="a lost answer to a claim",
+        says="a claim is repeated, although the first may have been made",
+        file="pipeline/sweep/study.py",
+        old="if not self._once.set_trial_state_values(trial._trial_id, TrialState.RUNNING):",
+        new="if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):",
+        tests=(f"{PATIENCE}::test_a_claim_whose_answer_was_lost_is_ended_and_its_successor_claimed",),
+    ),
+    "patience": Mutation(
+        safeguard="patience with MLflow",
+        says="the first refusal of a worker's call is the last",
+        file="pipeline/sweep/worker.py",
+        old="return patiently(what, attempt, 0.0 if self._given_up else self._keeping.outage_s)",
+        new="return attempt()",
+        tests=(
+            "tests/integration/test_cut_writes.py"
+            "::test_a_database_that_refuses_one_write_in_five_is_no_configurations_fault",
+        ),
+    ),
+    "adoption": Mutation(
+        safeguard="spool adoption",
+        says="what is taken from the disk is not said to count",
+        file="pipeline/sweep/saving.py",
+        old='            self._study.set(self._id, "adopted", sound[-1].name)\n',
+        new="",
+        tests=(
+            f"{OUTAGE}::test_what_a_store_that_is_away_could_not_take_survives_a_kill_and_is_not_trained_again",
+            f"{OUTAGE}::test_what_a_stop_leaves_on_this_machines_disk_is_where_training_goes_on",
+            f"{OUTAGE}::test_a_tracking_server_that_does_not_come_back_stops_training_resumably",
+        ),
+    ),
+    "hung": Mutation(
+        safeguard="fenced before killed",
+        says="what stands still is killed before its trial is taken away",
+        file="pipeline/engines/local.py",
+        old='        run_id, stacks = None, ""\n',
+        new='        _kill(process)\n        run_id, stacks = None, ""\n',
+        tests=("tests/engines/test_local.py::test_what_stands_still_has_lost_its_trial_before_it_is_killed",),
     ),
 }
 

@@ -53,6 +53,15 @@ def test_what_the_study_could_not_be_told_of_a_worker_is_told_at_a_later_turn(su
     assert supervisor._study.told == [LOST]
 
 
+def test_what_stands_still_has_lost_its_trial_before_it_is_killed(supervisor, monkeypatch):
+    done = []
+    monkeypatch.setattr(local, "end_hung", lambda study, pid, still_s: done.append("trial ended"))
+    monkeypatch.setattr(local, "_stacks", lambda pid, file: done.append("stacks written") or "")
+    monkeypatch.setattr(local, "_kill", lambda process: done.append("killed"))
+    supervisor._end_hung(SimpleNamespace(process=SimpleNamespace(pid=1), stacks=Path(os.devnull)), 9.0)
+    assert done == ["trial ended", "stacks written", "killed"]
+
+
 def test_what_stands_still_is_killed_with_all_it_has_started_although_the_study_cannot_be_told(supervisor, caplog):
     process = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"])
     try:
