@@ -56,6 +56,7 @@ STUDY = "tests/sweep/test_study.py"
 STORAGE = "tests/sweep/test_storage.py"
 PATIENCE = "tests/sweep/test_patience.py"
 OUTAGE = "tests/integration/test_outage.py"
+CUT = "tests/integration/test_cut_writes.py"
 LINEAGE = "tests/sweep/test_lineage.py"
 SAMPLERS = "tests/sweep/test_samplers.py"
 CHAOS = "tests/chaos/test_chaos.py"
@@ -192,10 +193,7 @@ MUTATIONS = {
         file="pipeline/sweep/worker.py",
         old="return patiently(what, attempt, 0.0 if self._given_up else self._keeping.outage_s)",
         new="return attempt()",
-        tests=(
-            "tests/integration/test_cut_writes.py"
-            "::test_a_database_that_refuses_one_write_in_five_is_no_configurations_fault",
-        ),
+        tests=(f"{CUT}::test_a_database_that_refuses_one_write_in_five_is_no_configurations_fault",),
     ),
     "adoption": Mutation(
         safeguard="spool adoption",
