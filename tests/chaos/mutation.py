@@ -158,7 +158,10 @@ MUTATIONS = {
         file="pipeline/sweep/storage.py",
         old="SELECT pg_advisory_lock(:key)",
         new="SELECT :key",
-        tests=(f"{STORAGE}::test_processes_that_create_one_study_at_once_all_find_it",),
+        tests=(
+            f"{STORAGE}::test_who_prepares_a_study_in_postgresql_waits_for_whoever_does",
+            f"{STORAGE}::test_processes_that_create_one_study_at_once_all_find_it",
+        ),
     ),
     "frozen": Mutation(
         safeguard="frozen transactions end",

@@ -1,16 +1,19 @@
 """One SQLite file, many processes."""
 
 import multiprocessing
+import threading
 import traceback
 from pathlib import Path
 
+import psycopg
 import pytest
 from optuna.trial import TrialState
 
 from pipeline.databases import sqlite_file, sqlite_url
 from pipeline.errors import ThawError, UsageError
-from pipeline.sweep.storage import file_system, open_storage, prepare_storage, redacted
+from pipeline.sweep.storage import file_system, locked, open_storage, prepare_storage, redacted
 from pipeline.sweep.study import Study
+from tests.integration.commands import wait_until
 from tests.postgres import PASSWORD
 from tests.sweep.claiming import claim_all, open_same
 from tests.sweep.trials import new_study, spec
@@ -189,6 +192,27 @@ def test_after_a_restart_of_the_server_a_study_goes_on(tmp_path, postgres):
     postgres.start()
     assert study.claim(study.lineages()[0].head), "broken connections are found out before they are used"
     study._heartbeats.engine.dispose()
+
+
+def test_who_prepares_a_study_in_postgresql_waits_for_whoever_does(postgres):
+    url, done = postgres.database(), []
+
+    def prepare() -> None:
+        with locked(url):
+            done.append("second")
+
+    def waits() -> bool:
+        with psycopg.connect(url) as connection:
+            found = connection.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone()
+        return found is not None
+
+    second = threading.Thread(target=prepare)
+    with locked(url):
+        second.start()
+        wait_until(lambda: done or waits(), "the second has asked for the lock")
+        done.append("first")
+    second.join()
+    assert done == ["first", "second"]
 
 
 def test_the_server_itself_frees_what_a_process_has_locked_that_stands_still(tmp_path, postgres):
