@@ -44,7 +44,9 @@ class Disk:
         self._filler.unlink()
 
     def forbid(self) -> None:
-        subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
+        command = ["mount", "-o", "remount,ro", self.folder]
+        # Refused while a file is open there for writing: training stands still, but its writer may be at work.
+        wait_until(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0, "nobody writes")
 
     def allow(self) -> None:
         subprocess.run(["mount", "-o", "remount,rw", self.folder], check=True)
