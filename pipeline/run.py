@@ -25,11 +25,14 @@ from pipeline.checkpoint import (
     Manifest,
     Position,
     Report,
+    Schedule,
+    Schedules,
     Snapshots,
     capture_generators,
     capture_random,
     check_encodable,
     check_names,
+    check_schedule,
     checkpoint_name,
     generators,
     restore,
@@ -77,6 +80,7 @@ class Run:
         origin: Mapping[str, Any],
         resumed: tuple[Manifest, dict[str, Any]] | None,
         checkpoint_every_s: Every = 60.0,
+        schedule: Schedule | None = None,
     ) -> None:
         self.seed = seed
         self.stage = stage
@@ -107,12 +111,14 @@ class Run:
         self._resumed: dict[str, Any] | None = None
         self._inside = False  # resumed in the middle of an epoch whose batches were not yet asked for
         self._previous: str | None = None
+        self._extended_at = 0  # finished epochs when the budget was last raised
+        self._schedules: Schedules | None = None
         self.done = False
         self.stopped: Stopped | None = None
         # Each stage from a state of its own, so that what is constructed before `track` is the same when resumed.
         seed_all(seed_for(seed, stage) if stage else seed)
         if resumed is not None:
-            self._resume(*resumed)
+            self._resume(*resumed, schedule)
 
     @classmethod
     def local(
@@ -123,11 +129,13 @@ class Run:
         seed: int = 0,
         max_epochs: int | None = None,
         data: Mapping[str, Any] | None = None,
+        schedule: Schedule | None = None,
     ) -> "Run":
         """A run for a notebook or a debugger: no MLflow, no Optuna; its checkpoints lie in `folder`.
 
         The same folder again continues; every checkpoint is kept. Without `data`, the experiment's `prepare` is
-        called with its defaults.
+        called with its defaults. With more `max_epochs` than before, `schedule` says what the learning rate's does
+        beyond its planned end (see `pipeline.checkpoint.schedules`).
         """
         if data is None and experiment.prepare is not None:
             data = experiment.prepare(experiment.data() if experiment.data else None)
@@ -143,6 +151,7 @@ class Run:
             data=data or {},
             origin={},
             resumed=segment.resume(),
+            schedule=schedule,
         )
 
     def track(self, **objects: Any) -> None:
@@ -162,8 +171,10 @@ class Run:
         self._objects |= objects
         check_encodable(self._objects)  # now, rather than after the first epoch
         if self._resumed is not None:
+            if self._schedules is not None:
+                self._schedules.built(objects)
             # All of them again: what was constructed in between may have changed what was loaded before.
-            restore(self._objects, self._resumed)
+            self._restore(self._resumed)
 
     def epochs(self) -> Iterator[int]:
         """The epochs that remain, by their absolute numbers: 0, 1, 2 ...
@@ -224,7 +235,7 @@ class Run:
             assert self._resumed is not None
             self._inside = False
             self._means = {name: list(mean) for name, mean in self._resumed["loop"]["means"].items()}
-            restore(self._objects, self._resumed)
+            self._restore(self._resumed)
             restore_random(self._resumed["rng"])
             self._resumed = None
         end = object()
@@ -329,7 +340,12 @@ class Run:
         """The reports of all finished epochs of this configuration."""
         return self._history
 
-    def _resume(self, manifest: Manifest, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
+        restore(self._objects, state)
+        if self._schedules is not None:
+            self._schedules.loaded(self._objects)
+
+    def _resume(self, manifest: Manifest, state: dict[str, Any], schedule: Schedule | None) -> None:
         self.epoch, self.batch = manifest.position.epoch, manifest.position.batch
         self.step = manifest.step
         self._history, self._best = manifest.history, manifest.best
@@ -339,7 +355,16 @@ class Run:
             self._resumed = state
             self._loader_state = self._loader_saved = state["loop"]["loader"]
             self._inside = self.batch > 0
-            self.done = state["loop"]["done"]
+            loop = state["loop"]
+            self._extended_at = loop["extended_at"]
+            is_longer = len(self._experiment.stages) == 1 and loop["max_epochs"] != self.max_epochs
+            if is_longer:
+                check_schedule(state, epochs=self.epoch, max_epochs=self.max_epochs, schedule=schedule)
+                self._extended_at = len(self._history)
+            stretch = is_longer and schedule == "stretch"
+            held = (is_longer and schedule == "constant") or (loop["held"] and not stretch)
+            self._schedules = Schedules(state, stretch=stretch, held=held)
+            self.done = loop["done"] and not is_longer
 
     def _turn(self, frame: FrameType | None) -> dict[str, Any]:
         """Ends the epoch; returns the random state that the next one starts with."""
@@ -414,6 +439,9 @@ class Run:
             "loader": self._loader_state,
             "previous": self._previous,
             "done": self.done,
+            "max_epochs": self.max_epochs,
+            "extended_at": self._extended_at,
+            "held": self._schedules is not None and self._schedules.held,
         }
         taken = self._watch().take(inside=inside, at_once=must_stand)
         self._pace.taken(taken)
