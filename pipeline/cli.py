@@ -116,11 +116,11 @@ def prepare_command(arguments: Sequence[str], stop: StopRequest) -> int:
 
 
 def resume_command(arguments: Sequence[str], stop: StopRequest) -> int:
-    """Continues a study, or gives one of its configurations the whole budget."""
+    """Continues a study, or gives configurations of it the whole budget, or more."""
     options: ResumeOptions = parse(_prog("resume"), resume_command.__doc__ or "", {"": ResumeOptions}, arguments)[""]
     session = Session(options.storage, stop, local.start_forkserver())
     study, file = session.reopen_study(options.study, accept_change=options.accept_change)
-    return summary.report(session.work(study, file, options.how(), configuration=options.configuration))
+    return summary.report(session.work(study, file, options.how(), reopening=options.reopening()))
 
 
 def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> int:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from pipeline.checkpoint import Schedule
 from pipeline.checkpoint.pace import Every
 from pipeline.errors import UsageError
 from pipeline.options import seconds
-from pipeline.session import How
+from pipeline.session import How, Reopening
 from pipeline.sweep.lineage import MAX_RETRIES
 from pipeline.sweep.segment import Keeping
 
@@ -129,11 +130,39 @@ class ResumeOptions(WorkOptions):
 
     Attributes:
         study: the study to continue
-        configuration: give this configuration the whole budget, from its last checkpoint
+        configuration: give this configuration the whole budget, or max_epochs, from its last checkpoint
+        top: give so many of the best max_epochs; decided once, so that the same command again means the same ones
+        max_epochs: more epochs than the study gives
+        schedule: what a learning rate does beyond its planned end: keep (its scheduler's state as saved, whatever that
+            comes to), stretch (the same shape over max_epochs, from the present epoch on), constant (the last rate)
     """
 
     study: str
     configuration: int | None = None
+    top: int | None = None
+    max_epochs: int | None = None
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.configuration is not None and self.top is not None:
+            raise UsageError("resume: give either --configuration NUMBER or --top COUNT")
+        if self.top is not None and self.top < 1:
+            raise UsageError(f"--top {self.top}: expected at least 1")
+        if self.top is not None and self.max_epochs is None:
+            raise UsageError(f"--top {self.top}: to how many epochs? add --max-epochs")
+        if self.max_epochs is not None and self.configuration is None and self.top is None:
+            raise UsageError(f"--max-epochs {self.max_epochs}: of which? add --top COUNT or --configuration NUMBER")
+        if self.schedule is not None and self.max_epochs is None:
+            raise UsageError(f"--schedule {self.schedule}: it is for more epochs than planned; add --max-epochs")
+
+    def reopening(self) -> Reopening | None:
+        """Which configurations get more epochs; None for the study as it is."""
+        if self.configuration is None and self.top is None:
+            return None
+        return Reopening(
+            configuration=self.configuration, top=self.top, max_epochs=self.max_epochs, schedule=self.schedule
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

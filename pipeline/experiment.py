@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -50,6 +50,9 @@ class Experiment:
         data: frozen dataclass of the options of `prepare`. Its fields of type `Path` are input files.
         prepare: loads and splits, `prepare(data) -> {name: DataFrame}`; runs once per study.
         evaluate: judges the best weights on data that `train` never saw, `evaluate(config, run) -> {name: float}`.
+        patience: a configuration (with stages, a stage) is complete early, after so many epochs in a row in which the
+            monitored metric has not improved; None trains all of them.
+        min_delta: by how much it has to get better to have improved.
     """
 
     config: type[Any]
@@ -61,6 +64,8 @@ class Experiment:
     data: type[Any] | None = None
     prepare: Callable[[Any], Mapping[str, Any]] | None = None
     evaluate: Callable[[Any, Any], Mapping[str, float]] | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
 
     def __post_init__(self) -> None:
         for name, cls in (("config", self.config), ("data", self.data)):
@@ -73,6 +78,10 @@ class Experiment:
             object.__setattr__(self, "max_epochs", sum(stage.max_epochs for stage in self.train))
         elif self.max_epochs < 1:
             raise UsageError(f"Experiment(max_epochs={self.max_epochs}): expected at least 1")
+        if self.patience is not None and self.patience < 1:
+            raise UsageError(f"Experiment(patience={self.patience}): expected at least 1, or None")
+        if not self.min_delta >= 0 or (self.min_delta and self.patience is None):
+            raise UsageError(f"Experiment(min_delta={self.min_delta}): expected at least 0, and `patience` with it")
         if self.data is not None and self.prepare is None:
             raise UsageError("Experiment(data=...): options of `prepare`, but `prepare` is missing")
 
@@ -95,6 +104,17 @@ class Experiment:
     def better(self, value: float, than: float) -> bool:
         """Whether one monitored value beats another; nan beats nothing."""
         return value < than if self.direction == "minimize" else value > than
+
+    def has_lost_patience(self, values: Sequence[float], *, since: int = 0) -> bool:
+        """Whether a stage with these monitored values, one an epoch, ends early; epochs are counted from `since`."""
+        if self.patience is None or not values:
+            return False
+        delta = self.min_delta if self.direction == "minimize" else -self.min_delta
+        best, improved = values[0], 1
+        for epoch, value in enumerate(values[1:], start=2):
+            if self.better(value + delta, best):
+                best, improved = value, epoch
+        return len(values) - max(improved, since) >= self.patience
 
 
 @dataclass(frozen=True, kw_only=True)

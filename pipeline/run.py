@@ -111,7 +111,7 @@ class Run:
         self._resumed: dict[str, Any] | None = None
         self._inside = False  # resumed in the middle of an epoch whose batches were not yet asked for
         self._previous: str | None = None
-        self._extended_at = 0  # finished epochs when the budget was last raised
+        self._patience_from = 0  # finished epochs when one that had stopped early was given more
         self._schedules: Schedules | None = None
         self.done = False
         self.stopped: Stopped | None = None
@@ -202,7 +202,7 @@ class Run:
         self._watch()
         rng = capture_random()
         try:
-            while self.epoch < self.max_epochs:
+            while not self._is_over():
                 self._epoch_start = {"rng": rng, "generators": capture_generators(self._objects)}
                 yield self.epoch
                 rng = self._turn(inspect.currentframe())
@@ -356,11 +356,12 @@ class Run:
             self._loader_state = self._loader_saved = state["loop"]["loader"]
             self._inside = self.batch > 0
             loop = state["loop"]
-            self._extended_at = loop["extended_at"]
+            self._patience_from = loop["patience_from"]
             is_longer = len(self._experiment.stages) == 1 and loop["max_epochs"] != self.max_epochs
             if is_longer:
                 check_schedule(state, epochs=self.epoch, max_epochs=self.max_epochs, schedule=schedule)
-                self._extended_at = len(self._history)
+                if self._has_lost_patience():
+                    self._patience_from = len(self._history)
             stretch = is_longer and schedule == "stretch"
             held = (is_longer and schedule == "constant") or (loop["held"] and not stretch)
             self._schedules = Schedules(state, stretch=stretch, held=held)
@@ -381,12 +382,23 @@ class Run:
             )
         report = self._report
         snapshot = self._complete_epoch(report)
-        stop = self._segment.asked_to_stop() if self.epoch < self.max_epochs else None
-        stop = self._segment.after_epoch(report) or stop
+        stop = None if self._is_over() else self._segment.asked_to_stop()
+        if not self._has_lost_patience():
+            stop = self._segment.after_epoch(report) or stop
         if stop:
             self._leave(stop)
         rng: dict[str, Any] = snapshot.state["rng"]
         return rng
+
+    def _is_over(self) -> bool:
+        return self.epoch >= self.max_epochs or self._has_lost_patience()
+
+    def _has_lost_patience(self) -> bool:
+        """Whether the experiment's patience with this stage is at its end; its reports alone say so."""
+        before = len(self._history) - self.epoch
+        monitor = self._experiment.monitor
+        values = [report.metrics[monitor] for report in self._history[before:]]
+        return self._experiment.has_lost_patience(values, since=max(0, self._patience_from - before))
 
     def _leave(self, why: str) -> NoReturn:
         self._settle()  # the user's `finally` may change weights
@@ -440,7 +452,8 @@ class Run:
             "previous": self._previous,
             "done": self.done,
             "max_epochs": self.max_epochs,
-            "extended_at": self._extended_at,
+            "patience_from": self._patience_from,
+            "stops_early": self._has_lost_patience(),
             "held": self._schedules is not None and self._schedules.held,
         }
         taken = self._watch().take(inside=inside, at_once=must_stand)

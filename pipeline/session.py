@@ -12,7 +12,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, Schedule
 from pipeline.databases import sqlite_url
 from pipeline.engines import local
 from pipeline.engines.child import Job
@@ -24,7 +24,7 @@ from pipeline.sweep.finish import Evaluation, evaluate_best, ranking, synchronis
 from pipeline.sweep.lineage import PREEMPTED
 from pipeline.sweep.opening import check_study_name, open_study, reopen_study
 from pipeline.sweep.patience import Unsaved, patient, patiently
-from pipeline.sweep.reopening import reopen
+from pipeline.sweep.reopening import extend_best, reopen
 from pipeline.sweep.samplers import check_names
 from pipeline.sweep.schedule import is_over, is_search_over
 from pipeline.sweep.segment import Keeping
@@ -66,20 +66,35 @@ class How:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reopening:
+    """Which configurations get more epochs than the search gave them: one, or the best.
+
+    Attributes:
+        max_epochs: how many they get; None for what the study's spec gives.
+        schedule: what their learning rates' schedules do beyond their planned ends.
+    """
+
+    configuration: int | None = None
+    top: int | None = None
+    max_epochs: int | None = None
+    schedule: Schedule | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a command has come to.
 
     Attributes:
         finished: nothing is left to do; else it was stopped and can be resumed.
         trained: whether anything was trained by this command.
-        configuration: the only one that was to be trained, None when it was the whole study.
+        only: those that were to be trained, None when it was the whole study.
         evaluation: of the best configuration, if it was asked for.
     """
 
     study: Study
     finished: bool
     trained: bool
-    configuration: int | None
+    only: tuple[int, ...] | None
     evaluation: Evaluation | None
 
 
@@ -162,23 +177,22 @@ class Session:
         file: ExperimentFile,
         how: How,
         *,
-        configuration: int | None = None,
+        reopening: Reopening | None = None,
         evaluate: bool = False,
     ) -> Result:
-        """Trains what is left to train, then evaluates the best if wanted.
+        """Trains what is left to train, or only what is reopened, then evaluates the best if wanted.
 
-        With `configuration` only that one is trained, to the full budget. Raises Unsaved if the study's database is
-        away for too long.
+        Raises Unsaved if the study's database is away for too long.
         """
         evaluation = None
         study = patient(study, how.keeping.outage_s)
         study.limit_retries(how.max_retries)
         with self._shown(study, how.keeping.outage_s):
-            todo = not is_over(study) if configuration is None else reopen(study, configuration)
-            finished = not todo or self._train(study, how, configuration)
+            only, todo = (None, not is_over(study)) if reopening is None else self._reopen(study, file, reopening)
+            finished = not todo or self._train(study, how, only)
             if finished and evaluate and file.experiment.evaluate is not None:
                 evaluation = self.evaluate(study, file, None)
-        return Result(study=study, finished=finished, trained=todo, configuration=configuration, evaluation=evaluation)
+        return Result(study=study, finished=finished, trained=todo, only=only, evaluation=evaluation)
 
     def evaluate(self, study: Study, file: ExperimentFile, configuration: int | None) -> Evaluation:
         """Evaluates a configuration, the best by default, and registers its model."""
@@ -203,17 +217,30 @@ class Session:
             runs.check_exists(run)
         return Checkpoint.open(run, which)
 
-    def _train(self, study: Study, how: How, configuration: int | None) -> bool:
+    def _reopen(self, study: Study, file: ExperimentFile, wanted: Reopening) -> tuple[tuple[int, ...], bool]:
+        """The configurations, and whether anything is left to train of them."""
+        if wanted.max_epochs is not None and len(file.experiment.stages) > 1:
+            raise UsageError(
+                f"--max-epochs {wanted.max_epochs}: {file.path.name} has stages, and each Stage says its own"
+            )
+        with locked(self._url):  # two commands at once choose the same
+            if wanted.configuration is None:
+                assert wanted.top is not None and wanted.max_epochs is not None
+                return extend_best(study, wanted.top, max_epochs=wanted.max_epochs, schedule=wanted.schedule)
+            only = (wanted.configuration,)
+            return only, reopen(study, only, max_epochs=wanted.max_epochs, schedule=wanted.schedule)
+
+    def _train(self, study: Study, how: How, only: tuple[int, ...] | None) -> bool:
         assert self._context is not None
         job = Job(
             study=study.name,
             storage=self._url,
-            workers=how.workers if configuration is None else 1,
+            workers=how.workers if only is None else min(how.workers, len(only)),
             timeout_s=how.timeout_s,
             hang_timeout_s=how.hang_timeout_s,
             workers_per_gpu=how.workers_per_gpu,
             keeping=how.keeping,
-            only=None if configuration is None else (configuration,),
+            only=only,
         )
         with self._stop.deferred():
             return local.run(job, self._context, self._stop)

@@ -39,8 +39,9 @@ def report(result: Result) -> int:
     _print_links(study, result.evaluation)
     if not result.finished:
         return STOPPED
-    if result.configuration is not None:
-        return FAILED if study.lineages()[result.configuration].failed() else DONE
+    if result.only is not None:
+        found = study.lineages()
+        return FAILED if any(found[number].failed() for number in result.only) else DONE
     return DONE if ranking(study) else FAILED
 
 
@@ -72,7 +73,7 @@ def status(found: list[Standing]) -> int:
                 (
                     _name(each.lineage),
                     each.state,
-                    f"{each.lineage.epochs}/{one.study.spec.max_epochs}",
+                    f"{each.lineage.epochs}/{each.lineage.extended or one.study.spec.max_epochs}",
                     "" if each.lineage.best is None else f"{each.lineage.best['value']:.6g}",
                     f"{each.size_bytes:,} bytes",
                     each.why,
@@ -152,17 +153,21 @@ def _headline(result: Result) -> str:
     study = result.study
     if not result.finished:
         return f"study {study.name}: stopped; run the same command again to continue"
-    if result.configuration is not None:
-        lineage = study.lineages()[result.configuration]
-        which = f"study {study.name}: configuration #{lineage.number:02d}"
-        if not result.trained:
-            return f"{which} has had its {lineage.epochs} epochs, nothing left to train"
-        return f"{which} is {state_of(lineage, over=True)} at epoch {lineage.epochs}"
+    if result.only is not None:
+        found = study.lineages()
+        return "\n".join(_reopened(study, found[number], trained=result.trained) for number in result.only)
     count = len(study.lineages())
     configurations = f"{count} configuration{'s' if count != 1 else ''}"
     if not result.trained:
         return f"study {study.name} is done: {configurations}, nothing left to train"
     return f"study {study.name}: {configurations} done"
+
+
+def _reopened(study: Study, lineage: Lineage, *, trained: bool) -> str:
+    which = f"study {study.name}: configuration #{lineage.number:02d}"
+    if not trained:
+        return f"{which} has had its {lineage.epochs} epochs, nothing left to train"
+    return f"{which} is {state_of(lineage, over=True)} at epoch {lineage.epochs}"
 
 
 def _print_best(study: Study, *, over: bool) -> None:
@@ -171,7 +176,7 @@ def _print_best(study: Study, *, over: bool) -> None:
         (
             _name(lineage),
             state_of(lineage, over=over),
-            f"{lineage.epochs}/{spec.max_epochs}",
+            f"{lineage.epochs}/{lineage.extended or spec.max_epochs}",
             f"{(lineage.best or {})['value']:.6g}",
         )
         for lineage in ranking(study)[:SHOWN]

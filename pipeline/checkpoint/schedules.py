@@ -25,14 +25,12 @@ from pipeline.errors import UsageError
 
 Schedule = Literal["keep", "stretch", "constant"]
 _KIND = "scheduler "  # as `kind_of` has it, before the name of the class
-_STRETCHABLE = frozenset(
+_KNOWN = frozenset(
     name for name, one in vars(lr_scheduler).items() if isinstance(one, type) and issubclass(one, LRScheduler)
 )
 
 
-def check_schedule(
-    state: Mapping[str, Any], *, epochs: int, max_epochs: int, schedule: Schedule | None, flag: str = "--schedule"
-) -> None:
+def check_schedule(state: Mapping[str, Any], *, epochs: int, max_epochs: int, schedule: Schedule | None) -> None:
     """Whether the schedulers of a checkpoint, taken after `epochs`, can go on to `max_epochs` as they are told.
 
     Raises:
@@ -40,32 +38,31 @@ def check_schedule(
     """
     kinds = {name: kind for name, kind in state.get("kinds", {}).items() if kind.startswith(_KIND)}
     if schedule in ("stretch", "constant") and not kinds:
-        raise UsageError(f"{flag} {schedule}: the checkpoint holds no scheduler of torch's; leave it out")
+        raise UsageError(f"--schedule {schedule}: the checkpoint holds no scheduler of torch's; leave it out")
     optimizers = [kind for kind in state.get("kinds", {}).values() if kind.startswith("optimizer ")]
     if schedule == "stretch" and len(kinds) > len(optimizers):
-        raise UsageError(f"{flag} stretch: several schedulers share an optimizer; say keep or constant")
+        raise UsageError("--schedule stretch: several schedulers share an optimizer; say keep or constant")
     for name, kind in kinds.items():
         saved, which = state[name], f"{name} ({kind.removeprefix(_KIND)})"
-        if schedule == "stretch" and kind.removeprefix(_KIND) not in _STRETCHABLE:
-            raise UsageError(f"{flag} stretch: {which} is none of torch's own schedulers; say keep or constant")
+        is_known = kind.removeprefix(_KIND) in _KNOWN
+        if schedule == "stretch" and not is_known:
+            raise UsageError(f"--schedule stretch: {which} is none of torch's own schedulers; say keep or constant")
         ends = _end(saved)
         is_before = ends is not None and ends < _steps(saved) * max_epochs / max(epochs, 1)
         if schedule == "keep" and is_before and _holds(saved, "total_steps"):
-            raise UsageError(f"{flag} keep: {which} has no rate beyond its {ends} steps; say stretch or constant")
-        why = (
-            f"was planned for {ends} steps"
-            if is_before
-            else "is a function, which no checkpoint holds"
-            if _holds(saved, "lr_lambdas")
-            else "has nothing left"
-            if _rates(saved) and all(float(rate) == 0 for rate in _rates(saved))
-            else None
-        )
+            raise UsageError(f"--schedule keep: {which} has no rate beyond its {ends} steps; say stretch or constant")
+        why = None
+        if is_before:
+            why = f"was planned for {ends} steps"
+        elif _holds(saved, "lr_lambdas"):
+            why = "is a function, which no checkpoint holds"
+        elif not is_known and not any(float(rate) for rate in _rates(saved)):
+            why = "has nothing left"
         if schedule is None and why is not None:
             rates = ", ".join(f"{float(rate):.3g}" for rate in _rates(saved))
             raise UsageError(
                 f"{which} {why}, and has reached learning rate {rates} at epoch {epochs}; say what it does until epoch "
-                f"{max_epochs}: {flag} keep (its state as saved), stretch (the same shape over the new length) or "
+                f"{max_epochs}: --schedule keep (its state as saved), stretch (the same shape over the new length) or "
                 "constant (this rate)"
             )
 

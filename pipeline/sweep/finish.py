@@ -60,8 +60,7 @@ def synchronise(study: Study, *, over: bool) -> None:
         run = known.pop(lineage.run_id, None)
         if run is None or state == "waiting":
             continue
-        trials = ",".join(str(segment.number) for segment in lineage.segments)
-        tags = {"trials": trials, **({"ended": lineage.ended} if lineage.ended is not None else {})}
+        tags = lineage.tags
         at = (run.data.tags.get("state"), run.info.status, {name: run.data.tags.get(name) for name in tags})
         if at != (state, runs.STATUS[state], tags):
             runs.set_state(run.info.run_id, state, **tags)

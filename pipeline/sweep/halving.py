@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
 
-from pipeline.sweep.lineage import PAUSED, Lineage
+from pipeline.sweep.lineage import COMPLETE, PAUSED, Lineage
 
 Direction = Literal["minimize", "maximize"]
 
@@ -43,7 +43,7 @@ def last_promotion(
     When rungs have become too small for 1/eta of them to be a whole configuration, the best one goes on all
     the same, up to `max_epochs`.
     """
-    if any(lineage.rung_value(rungs[-1]) is not None for lineage in lineages.values()):
+    if any(lineage.rung_value(rungs[-1]) is not None or _is_complete(lineage) for lineage in lineages.values()):
         return None
     for rung, following in reversed(list(pairwise(rungs))):
         paused = [n for n in _ranked(lineages, rung, direction) if _pauses_at(lineages[n], rung)]
@@ -57,6 +57,11 @@ def _ranked(lineages: Mapping[int, Lineage], rung: int, direction: Direction) ->
     values = {n: v for n, lineage in lineages.items() if (v := lineage.rung_value(rung)) is not None}
     sign = 1.0 if direction == "minimize" else -1.0
     return sorted(values, key=lambda n: (sign * values[n], n))
+
+
+def _is_complete(lineage: Lineage) -> bool:
+    """Whether the search has brought it to its end, if only by the experiment's patience."""
+    return lineage.ended == COMPLETE and not lineage.reopened
 
 
 def _pauses_at(lineage: Lineage, rung: int) -> bool:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.checkpoint import Schedule
+
 PAUSED, PRUNED, COMPLETE, DUPLICATE = "paused", "pruned", "complete", "duplicate"
 # What breaks a segment off. PREEMPTED: it was asked to stop. LOST: its process is gone. OUT_OF_MEMORY: torch said so,
 # Python or the kernel. HANG: it did not move. DIVERGED: the monitored value is no number. BUG: the user's code raised.
@@ -75,6 +77,21 @@ class Lineage:
         return int(self.head.user_attrs["until"])
 
     @property
+    def extended(self) -> int | None:
+        """The epochs that its user has given it beyond what the study's spec gives; None for none."""
+        return self.head.user_attrs.get("max_epochs")
+
+    @property
+    def stopped_early(self) -> int | None:
+        """The epoch with which it was complete, if that came before its budget's last."""
+        return self.head.user_attrs.get("stopped_early")
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """What its user has said that the learning rate's schedule does beyond its planned end."""
+        return self.head.user_attrs.get("schedule")
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """Best epoch so far: `epoch`, `value`, `checkpoint`."""
         best = self.progress["best"]
@@ -94,6 +111,16 @@ class Lineage:
     def reopened(self) -> bool:
         """Whether its user has given it the whole budget, past what the search decided."""
         return bool(self.head.user_attrs.get("reopened"))
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What its MLflow run says of it, beside its state."""
+        tags = {"trials": ",".join(str(segment.number) for segment in self.segments)}
+        if self.ended is not None:
+            tags["ended"] = self.ended
+        if any("stopped_early" in segment.user_attrs for segment in self.segments):
+            tags["stopped_early"] = "no" if self.stopped_early is None else f"after epoch {self.stopped_early}"
+        return tags
 
     def rung_value(self, epoch: int) -> float | None:
         """The monitored value at a rung, if the search brought the configuration there.

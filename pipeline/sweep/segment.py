@@ -111,7 +111,8 @@ class TrialSegment:
         manifest = found[0]
         self._label(manifest)
         self._saver.resume(manifest, accepted[: accepted.index(manifest.name)])
-        decide = manifest.position.batch == 0 and not found[1]["loop"]["done"]
+        loop = found[1]["loop"]
+        decide = manifest.position.batch == 0 and not loop["done"] and not loop["stops_early"]
         ended = self.after_epoch(manifest.history[-1]) if decide else None
         if ended is not None:
             raise Stopped(ended)
@@ -121,7 +122,9 @@ class TrialSegment:
         """Says whether this resume is exact, on the trial, and on the run whether all of them were."""
         now = {**environment(), "code": self._spec.code, "data": self._spec.data}
         changed = changes(manifest.environment, now)
-        label = f"best effort ({changed})" if changed else EXACT
+        schedule = self._lineage.schedule
+        is_own = schedule in (None, "keep") or manifest.trial == self.trial
+        label = f"best effort ({changed})" if changed else EXACT if is_own else f"extended, schedule {schedule}"
         if changed:
             log.warning("%s resumes by best effort, not exactly: %s", self._name, changed)
         self._study.set(self._id, "resumed", label)
@@ -170,7 +173,7 @@ class TrialSegment:
         return PREEMPTED if self._stop.reason is not None or self._saver.unsaved is not None else None
 
     def after_epoch(self, report: Report) -> str | None:
-        if report.epoch >= self._spec.max_epochs:
+        if report.epoch >= (self._lineage.extended or self._spec.max_epochs):
             return None
         if report.epoch >= self._lineage.until:
             return PAUSED

@@ -134,18 +134,19 @@ class Study:
             attrs["config"] = dict(config)
         self._create(attrs, None)
 
-    def add_successor(self, lineage: Lineage, *, until: int, reopened: bool = False) -> None:
+    def add_successor(self, lineage: Lineage, *, until: int, reopened: bool = False, **budget: Any) -> None:
         """Creates the segment that continues a configuration, for whoever claims it.
 
-        Retry, promotion and reopening all come here. Two that continue the same segment do no harm: the
-        lowest trial number wins.
+        Retry, promotion, reopening and extending all come here. Two that continue the same segment do no harm: the
+        lowest trial number wins. `budget` is what an extension gives it: `max_epochs` and `schedule`.
         """
         parent = lineage.head
-        kept = ("configuration", "config", "run_id", "progress", "reopened")
+        kept = ("configuration", "config", "run_id", "progress", "reopened", "max_epochs", "schedule")
         attrs = {name: parent.user_attrs[name] for name in kept if name in parent.user_attrs}
         attrs |= {"parent": parent.number, "until": until, "start": lineage.progress["checkpoint"]}
         if reopened:
             attrs |= {"reopened": True, "fresh": True}  # `fresh` is not handed on: failures are counted from here
+        attrs |= budget
         # Without its `config` it was interrupted while it was drawn, and is drawn anew as a whole.
         self._create(attrs, parent if "config" in attrs else None)
 

@@ -294,11 +294,12 @@ class _Task:
                     config,
                     segment=segment,
                     seed=self._seed,
-                    max_epochs=self._spec.max_epochs,
+                    max_epochs=self._lineage.extended or self._spec.max_epochs,
                     threads=self._site.threads,
                     data=self._data if self._data is not None else {},
                     origin={"code": self._spec.code, "data": self._spec.data},
                     checkpoint_every_s=self._keeping.checkpoint_every_s,
+                    schedule=self._lineage.schedule,
                 )
         except Fenced:
             raise
@@ -326,6 +327,8 @@ class _Task:
         else:
             log.info("#%02d %s at epoch %s%s", self._lineage.number, ended, progress.get("epochs", 0), value)
         complete = ended == COMPLETE
+        if complete and progress["epochs"] < (self._lineage.extended or self._spec.max_epochs):
+            study.set(self._id, "stopped_early", progress["epochs"])
         study.end(self._id, ENDINGS[ended][0], ended, best["value"] if complete and best else None)
 
 

@@ -17,7 +17,7 @@ def finish(study, lineage, value, *, ended="paused"):
     best = {"epoch": until, "value": value, "checkpoint": name}
     study.set(head._trial_id, "progress", {"checkpoint": name, "epochs": until, "best": best})
     study.report(head._trial_id, until, value)
-    if until >= study.spec.max_epochs:
+    if until >= (lineage.extended or study.spec.max_epochs):
         study.end(head._trial_id, TrialState.COMPLETE, "complete", value)
     else:
         study.end(head._trial_id, TrialState.PRUNED, ended)
@@ -118,8 +118,8 @@ def test_reopening_takes_a_pruned_configuration_to_the_full_and_no_other(tmp_pat
     study = new_study(tmp_path)
     run_through(study, VALUES)
     before = {n: [s.number for s in one.segments] for n, one in study.lineages().items()}
-    assert reopen(study, 0)
-    assert reopen(study, 0)  # repeated, it does nothing more
+    assert reopen(study, (0,))
+    assert reopen(study, (0,))  # repeated, it does nothing more
     assert not is_over(study)
     assert is_search_over(study)  # nothing changes for the others
     found = next_segment(study, only=(0,))
@@ -130,16 +130,16 @@ def test_reopening_takes_a_pruned_configuration_to_the_full_and_no_other(tmp_pat
     assert is_over(study)
     after = {n: [s.number for s in one.segments] for n, one in study.lineages().items()}
     assert {n: s for n, s in after.items() if n != 0} == {n: s for n, s in before.items() if n != 0}
-    assert not reopen(study, 0)
+    assert not reopen(study, (0,))
 
 
 def test_an_interrupted_reopening_is_continued_as_one(tmp_path):
     study = new_study(tmp_path)
     run_through(study, VALUES)
-    assert reopen(study, 0)
+    assert reopen(study, (0,))
     found = next_segment(study, only=(0,))
     study.end(found.head._trial_id, TrialState.FAIL, "preempted")
-    assert reopen(study, 0)
+    assert reopen(study, (0,))
     again = next_segment(study, only=(0,))
     assert again.head.user_attrs["parent"] == found.head.number
     assert again.head.user_attrs["reopened"]
@@ -150,7 +150,7 @@ def test_only_the_reopened_configuration_is_worked_on_while_others_are_left_to_d
     study = new_study(tmp_path)
     for _ in range(2):
         finish(study, next_segment(study), 0.5)
-    assert reopen(study, 0)
+    assert reopen(study, (0,))
     finish(study, next_segment(study, only=(0,)), 0.01)
     assert next_segment(study, only=(0,)) == "done"
     assert sorted(study.lineages()) == [0, 1]
@@ -161,7 +161,7 @@ def test_a_configuration_that_failed_is_reopened_from_its_last_checkpoint(tmp_pa
     finish(study, next_segment(study), 0.5)
     found = next_segment(study)
     study.end(found.head._trial_id, TrialState.FAIL, "diverged")
-    assert reopen(study, 0)
+    assert reopen(study, (0,))
     again = next_segment(study, only=(0,))
     assert again.head.user_attrs["start"] == checkpoint_of(0, 1)
 
@@ -170,6 +170,6 @@ def test_reopening_what_is_not_there_or_is_being_trained_is_refused(tmp_path):
     study = new_study(tmp_path)
     next_segment(study)
     with pytest.raises(UsageError, match="--configuration 5: study 's' has no such configuration"):
-        reopen(study, 5)
+        reopen(study, (5,))
     with pytest.raises(UsageError, match="--configuration 0: it is being trained"):
-        reopen(study, 0)
+        reopen(study, (0,))
