@@ -377,6 +377,52 @@ def test_a_longer_training_continues_a_finished_one(tmp_path: Path) -> None:
     assert_same(last_state(tmp_path / "parts"), last_state(tmp_path / "whole"))
 
 
+def losing(*losses: float) -> Callable[[Config, Run], None]:
+    """A training that has these losses, one an epoch, and says when its loop has ended."""
+
+    def train(config: Config, run: Run) -> None:
+        model = net()
+        run.track(model=model)
+        for epoch in run.epochs():
+            for _ in run.batches(points()):
+                pass
+            run.report(loss=losses[epoch])
+        ended.append(run.epoch)
+
+    ended: list[int] = []
+    train.ended = ended  # type: ignore[attr-defined]
+    return train
+
+
+def test_without_progress_a_training_is_complete_early_wherever_it_was_interrupted(tmp_path: Path) -> None:
+    train = losing(0.5, 0.4, 0.4, 0.6, 0.1)
+    found = assert_same_end(tmp_path, train, 3, patience=2, max_epochs=5)
+    assert [one["loss"] for one in found] == [0.5, 0.4, 0.4, 0.6]
+    assert set(train.ended) == {4}  # type: ignore[attr-defined]
+    assert last_state(tmp_path / "whole")["loop"]["stops_early"]
+
+
+def test_a_rung_does_not_pause_what_has_ended_early(tmp_path: Path) -> None:
+    segment = StoppingSegment(tmp_path)
+    segment.after_epoch = lambda report: "paused" if report.epoch == 2 else None  # type: ignore[method-assign]
+    asked = {"segment": segment, "seed": 3, "stage": 0, "max_epochs": 5, "data": {}, "origin": {}, "resumed": None}
+    train = losing(0.5, 0.6, 0.7, 0.8, 0.9)
+    run = Run(experiment=experiment(train, patience=1, max_epochs=5), **asked)  # type: ignore[arg-type]
+    train(Config(), run)
+    run.finish()
+    assert len(run.history) == 2
+
+
+def test_one_that_had_ended_early_and_is_given_more_has_its_patience_anew(tmp_path: Path) -> None:
+    train = losing(0.5, 0.6, 0.7, 0.8, 0.3, 0.9, 0.9, 0.9, 0.9)
+    _, run, _ = run_once(tmp_path, train, patience=2, max_epochs=5)
+    assert len(run.history) == 3
+    _, run, _ = run_once(tmp_path, train, patience=2, max_epochs=8)
+    assert len(run.history) == 7
+    _, run, _ = run_once(tmp_path, train, patience=2, max_epochs=8)
+    assert len(run.history) == 7
+
+
 def reporting(*reports: Callable[[Run], object]) -> Callable[[Config, Run], None]:
     def train(config: Config, run: Run) -> None:
         for _ in run.epochs():

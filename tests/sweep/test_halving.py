@@ -95,6 +95,14 @@ def test_there_is_no_last_promotion_once_one_has_completed():
     assert last_promotion(lineages(trials), RUNGS, direction="minimize") is None
 
 
+def test_one_that_ended_early_has_completed_as_well():
+    trials = [
+        segment(0, 0, "complete", epochs=2, until=3, values={1: 0.1, 2: 0.2}),
+        segment(1, 1, "paused", epochs=3, until=3, values={1: 0.2, 3: 0.2}),
+    ]
+    assert last_promotion(lineages(trials), RUNGS, direction="minimize") is None
+
+
 def test_when_the_best_of_a_rung_failed_the_last_promotion_takes_the_next():
     trials = [
         segment(0, 0, "paused", epochs=3, until=3, values={1: 0.1, 3: 0.1}),
