@@ -198,6 +198,10 @@ class Session:
         """Evaluates a configuration, the best by default, and registers its model."""
         return evaluate_best(study, file, configuration)
 
+    def load(self, name: str) -> Study:
+        """A study by its name. Raises: UsageError."""
+        return Study.load(name, self._url)
+
     def status(self, name: str | None) -> list[Standing]:
         """How a study stands, or each study there is."""
         names = [name] if name is not None else study_names(self._url)
