@@ -1,7 +1,7 @@
 """Thaw: hyperparameter sweeps that survive.
 
-What an experiment file imports. `Run`, `Checkpoint` and `Study` are loaded when they are first used, so that the command
-line answers before torch is imported.
+What an experiment file imports, and a notebook. `Run`, `Checkpoint` and `Study` are loaded when they are first used,
+so that the command line answers before torch is imported.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -239,6 +239,7 @@ class Session:
         job = Job(
             study=study.name,
             storage=self._url,
+            tracking_uri=server.uri(),
             workers=how.workers if only is None else min(how.workers, len(only)),
             timeout_s=how.timeout_s,
             hang_timeout_s=how.hang_timeout_s,

@@ -36,6 +36,7 @@ class Job:
 
     Attributes:
         study, storage: the study's name, and the URL of its database.
+        tracking_uri: of MLflow; a forkserver has the environment of the moment when it was started.
         workers: how many processes.
         keeping: how checkpoints are kept.
         timeout_s: seconds after which everything stops resumably; None for never.
@@ -46,6 +47,7 @@ class Job:
 
     study: str
     storage: str
+    tracking_uri: str
     workers: int
     keeping: Keeping
     timeout_s: float | None = None
@@ -91,7 +93,7 @@ def _open(job: Job, stop: StopRequest) -> Study:
     patience = Patience(job.keeping.outage_s)
     while True:
         try:
-            connect()
+            connect(job.tracking_uri)
             return Study.load(job.study, job.storage)
         except Exception as error:  # noqa: BLE001  stores and servers raise what they like
             patience.failed(f"study {job.study!r} cannot be opened", error)

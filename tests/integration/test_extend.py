@@ -1,8 +1,9 @@
 """The best of a finished study, trained on beyond its budget as if it had been planned so."""
 
+import mlflow
 import pytest
 
-from pipeline import UsageError
+from pipeline import Study, UsageError
 from pipeline.checkpoint import MlflowStore
 from pipeline.sweep.reopening import reopen
 from tests.integration.commands import assert_same_tensors
@@ -58,13 +59,73 @@ def test_the_extended_are_what_a_longer_plan_gives_although_they_were_killed(swe
     assert swept.history.read_text() == history
 
 
-def test_one_whose_last_checkpoint_was_deleted_cannot_be_extended(swept, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", swept.workplace.tracking_uri)
+@pytest.fixture
+def notebook(swept, monkeypatch):
+    """The study as a notebook in its folder has it."""
+    monkeypatch.chdir(swept.workplace.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # which MLflow sets as well; it is put back afterwards
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(swept.workplace.tracking_uri)
+    yield Study.load("steady")
+    mlflow.set_tracking_uri(before)
+
+
+def test_its_results_are_tables_that_say_what_mlflow_and_the_study_say(swept, notebook):
+    table, lineages = notebook.dataframe(), swept.workplace.study("steady").lineages()
+    assert list(table.index) == list(lineages)
+    for number, one in lineages.items():
+        row, found = table.loc[number], swept.workplace.trained(configuration=str(number))
+        assert (row["state"], row["epochs"], row["segments"]) == ("complete", one.epochs, len(one.segments))
+        assert (row["params.lr"], row["params.steps"]) == (one.config["lr"], 2)
+        assert row["metrics.loss"] == found.curves["loss"][-1][1]
+        assert row["best.loss"] == min(value for _, value in found.curves["loss"])
+        assert row["best.lr"] == dict(found.curves["lr"])[row["best_epoch"]]
+        assert row["seconds"] > 0
+        assert (row["checkpoint"], row["run_id"]) == (found.checkpoints[-1], found.run.info.run_id)
+    types = {"params.width": "int64", "epochs": "int64", "metrics.loss": "float64", "best_epoch": "Int64"}
+    assert {name: str(table[name].dtype) for name in types} == types
+    best = notebook.best
+    assert best["best.loss"] == table["best.loss"].min()
+    opened = notebook.checkpoint(best.name)
+    assert opened.manifest.history[-1].metrics["loss"] == best["best.loss"]
+    assert notebook.checkpoint(best.name, "latest").name == best["checkpoint"]
+    with pytest.raises(UsageError, match="has no configuration 9"):
+        notebook.checkpoint(9)
+
+
+def test_its_segments_and_its_history_are_long_tables(swept, notebook):
+    segments = notebook.segments()
+    for number, one in swept.workplace.study("steady").lineages().items():
+        mine = segments[segments["configuration"] == number]
+        assert list(mine.index) == [trial.number for trial in one.segments]
+        assert list(mine["parent"].astype("object").where(mine["parent"].notna(), None))[1:] == list(mine.index[:-1])
+        assert list(mine["to_checkpoint"])[-1] == one.progress["checkpoint"]
+        assert list(mine["ended"]) == one.endings
+        assert (mine["end"] > mine["start"]).all()
+    history = notebook.history()
+    assert list(history.columns) == ["configuration", "epoch", "metric", "value"]
+    for number in segments["configuration"].unique():
+        curves = swept.workplace.trained(configuration=str(number)).curves
+        for metric, points in curves.items():
+            mine = history[(history["configuration"] == number) & (history["metric"] == metric)]
+            assert list(zip(mine["epoch"], mine["value"], strict=True)) == points
+    assert notebook.history("loss").equals(history[history["metric"] == "loss"].reset_index(drop=True))
+
+
+def test_a_notebook_extends_as_the_command_does(swept, notebook):
+    with pytest.raises(UsageError, match=r"unexpected keyword argument 'epochs'"):
+        notebook.resume(epochs=6)
+    (number,) = notebook.dataframe().query("epochs == @PLANNED").index
+    found = notebook.resume(configuration=number, max_epochs=LONGER, workers=1).dataframe()
+    assert list(found["epochs"]) == [LONGER] * 3
+
+
+def test_one_whose_last_checkpoint_was_deleted_cannot_be_extended(swept, notebook):
     study = swept.workplace.study("steady")
-    lineage = next(one for one in study.lineages().values() if one.epochs == PLANNED)
+    lineage = study.lineages()[0]
     name = lineage.progress["checkpoint"]
     store = MlflowStore(lineage.run_id, swept.workplace.tracking_uri)
     store.keep_only(set(store.names()) - {name}, lineage.head.number, {})
     with pytest.raises(UsageError, match=f"cannot be extended: its last checkpoint {name} was deleted by --keep-gb"):
-        reopen(study, (lineage.number,), max_epochs=LONGER)
-    assert step_of(study.lineages()[lineage.number].progress["checkpoint"]) == PLANNED * BATCHES
+        reopen(study, (lineage.number,), max_epochs=LONGER + 1)
+    assert step_of(study.lineages()[lineage.number].progress["checkpoint"]) == LONGER * BATCHES
