@@ -19,7 +19,7 @@ from pipeline.errors import UsageError
 from pipeline.experiment import flatten
 from pipeline.session import Session
 from pipeline.signals import STOPPING, StopRequest
-from pipeline.sweep.finish import ranking, state_of
+from pipeline.sweep.finish import front, state_of
 from pipeline.sweep.lineage import Lineage, progress_of
 from pipeline.sweep.schedule import is_search_over
 from pipeline.sweep.worker import Site
@@ -141,12 +141,19 @@ class Study:
         """The row of the best configuration; its `name` is the configuration's number.
 
         Raises:
-            UsageError: no configuration has a result yet.
+            UsageError: no configuration has a result yet, or several objectives leave several best ones: see `pareto`.
         """
-        ranked = ranking(self._study)
-        if not ranked:
+        best = front(self._study)
+        if not best:
             raise UsageError(f"study {self.name!r}: no configuration has a result yet")
-        return self.dataframe().loc[ranked[0].number]
+        if len(best) > 1:
+            raise UsageError(f"study {self.name!r}: several objectives leave {len(best)} best ones; see .pareto")
+        return self.dataframe().loc[best[0].number]
+
+    @property
+    def pareto(self) -> pd.DataFrame:
+        """The rows of the configurations that no other one beats in all objectives; of one objective, the best."""
+        return self.dataframe().loc[[one.number for one in front(self._study)]]
 
     def checkpoint(self, number: int, which: str = "best") -> "Checkpoint":
         """A checkpoint of a configuration: "best", "latest" or one by its name.

@@ -281,11 +281,11 @@ class Run:
         values: dict[str, float] = means | {
             name: _number(f"run.report({name}=...)", value) for name, value in metrics.items()
         }
-        if self._experiment.monitor not in values:
-            raise UsageError(
-                f"run.report({', '.join(f'{n}=...' for n in values)}) lacks the monitored metric; "
-                f"add {self._experiment.monitor}=..."
-            )
+        for name in (*self._experiment.objectives, *self._experiment.constraints):
+            if name not in values:
+                what = "constraint" if name in self._experiment.constraints else "monitored metric"
+                given = ", ".join(f"{n}=..." for n in values)
+                raise UsageError(f"run.report({given}) lacks the {what}; add {name}=...")
         self._report = Report(epoch=len(self._history) + 1, time_ms=time.time_ns() // 1_000_000, metrics=values)
 
     def finish(self) -> Best:
@@ -373,7 +373,7 @@ class Run:
             caller = frame.f_back if frame is not None else None
             place = f" ({caller.f_code.co_filename}, line {caller.f_lineno})" if caller is not None else ""
             raise UsageError(
-                f"epoch {self.epoch} ended without a report; add `run.report({self._experiment.monitor}=...)` "
+                f"epoch {self.epoch} ended without a report; add `run.report({self._experiment.leading}=...)` "
                 f"to the epochs loop{place}"
             )
         if self._inside:
@@ -396,7 +396,7 @@ class Run:
     def _has_lost_patience(self) -> bool:
         """Whether the experiment's patience with this stage is at its end; its reports alone say so."""
         before = len(self._history) - self.epoch
-        monitor = self._experiment.monitor
+        monitor = self._experiment.leading
         values = [report.metrics[monitor] for report in self._history[before:]]
         return self._experiment.has_lost_patience(values, since=max(0, self._patience_from - before))
 
@@ -410,17 +410,29 @@ class Run:
         self._segment.moved(self._position())
         self._history += (report,)
         self._report, self._means = None, {}
-        value = report.metrics[self._experiment.monitor]
-        if not math.isfinite(value):
-            raise DivergedError(f"{self._experiment.monitor} is {value} after epoch {report.epoch}")
+        for name in self._experiment.objectives:
+            if not math.isfinite(report.metrics[name]):
+                raise DivergedError(f"{name} is {report.metrics[name]} after epoch {report.epoch}")
+        for name in self._experiment.constraints:
+            if math.isnan(report.metrics[name]):
+                raise DivergedError(f"{name}, a constraint, is nan after epoch {report.epoch}")
         self._settle()
-        if self._best is None or self._experiment.better(value, self._best.value):
+        if self._is_best(report):
             self._best_before = self._best
+            value = report.metrics[self._experiment.leading]
             self._best = Best(epoch=report.epoch, value=value, checkpoint=self._name())
         snapshot = self._snapshot()
         self._feed = None
         self._commit(snapshot)
         return snapshot
+
+    def _is_best(self, report: Report) -> bool:
+        if self._best is None:
+            return True
+        is_feasible = self._experiment.is_feasible(report.metrics)
+        if is_feasible is not self._experiment.is_feasible(self._history[self._best.epoch - 1].metrics):
+            return is_feasible
+        return self._experiment.better(report.metrics[self._experiment.leading], self._best.value)
 
     def _name(self) -> str:
         return checkpoint_name(self._position(), self._segment.trial)

@@ -20,8 +20,9 @@ from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import ExperimentFile, default_params, from_params, load_experiment, to_params
 from pipeline.signals import StopRequest
 from pipeline.stages.prepare import data_digest, prepare
-from pipeline.sweep.finish import Evaluation, evaluate_best, ranking, synchronise
+from pipeline.sweep.finish import Evaluation, evaluate_best, front, ranking, synchronise
 from pipeline.sweep.lineage import PREEMPTED
+from pipeline.sweep.objectives import check_objectives
 from pipeline.sweep.opening import check_study_name, open_study, reopen_study
 from pipeline.sweep.patience import Unsaved, patient, patiently
 from pipeline.sweep.reopening import extend_best, reopen
@@ -127,6 +128,7 @@ class Session:
             UsageError: the plan cannot be carried out, or the name is taken by another spec.
         """
         check_names(sampler=plan.sampler, pruner=plan.pruner)
+        check_objectives(file.experiment.objectives, sampler=plan.sampler, pruner=plan.pruner)
         if file.experiment.suggest is None:
             raise UsageError(f"{file.path.name}: declares no `suggest`, so there is nothing to sweep; use `train`")
         changed = _changed(data)
@@ -190,7 +192,7 @@ class Session:
         with self._shown(study, how.keeping.outage_s):
             only, todo = (None, not is_over(study)) if reopening is None else self._reopen(study, file, reopening)
             finished = not todo or self._train(study, how, only)
-            if finished and evaluate and file.experiment.evaluate is not None:
+            if finished and evaluate and file.experiment.evaluate is not None and len(front(study)) <= 1:
                 evaluation = self.evaluate(study, file, None)
         return Result(study=study, finished=finished, trained=todo, only=only, evaluation=evaluation)
 
@@ -326,8 +328,8 @@ def _spec(
         data=data_digest(tables),
         data_options={} if data is None else to_params(data),
         config=config,
-        monitor=experiment.monitor,
-        direction=experiment.direction,
+        monitor=experiment.leading,
+        direction=experiment.objectives[experiment.leading],
         configurations=plan.configurations,
         max_epochs=plan.max_epochs,
         min_epochs=min(plan.min_epochs, plan.max_epochs),
@@ -335,6 +337,8 @@ def _spec(
         pruner=plan.pruner,
         sampler=plan.sampler,
         seed=plan.seed,
+        others={name: one for name, one in experiment.objectives.items() if name != experiment.leading},
+        constraints=experiment.constraints,
     )
 
 

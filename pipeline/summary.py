@@ -6,9 +6,10 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.proving.plan import describe
 from pipeline.proving.prove import Proof
 from pipeline.session import Result
-from pipeline.sweep.finish import Evaluation, ranking, state_of
+from pipeline.sweep.finish import Evaluation, front, ranking, state_of
 from pipeline.sweep.lineage import Lineage
 from pipeline.sweep.schedule import is_over
+from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.standing import Standing
 from pipeline.sweep.study import Study
 from pipeline.sweep.verifying import Verdict
@@ -172,16 +173,27 @@ def _reopened(study: Study, lineage: Lineage, *, trained: bool) -> str:
 
 def _print_best(study: Study, *, over: bool) -> None:
     spec = study.spec
+    unbeaten = {lineage.number for lineage in front(study)} if spec.others else set()
+    shown = sorted(ranking(study), key=lambda one: one.number not in unbeaten)
     rows = [
         (
             _name(lineage),
             state_of(lineage, over=over),
             f"{lineage.epochs}/{lineage.extended or spec.max_epochs}",
-            f"{(lineage.best or {})['value']:.6g}",
+            *_values(lineage, spec),
+            "" if lineage.is_feasible else "breaks a constraint",
         )
-        for lineage in ranking(study)[:SHOWN]
+        for lineage in shown[: max(SHOWN, len(unbeaten))]
     ]
-    _print_table(("configuration", "state", "epochs", f"best {spec.monitor}"), rows)
+    _print_table(("configuration", "state", "epochs", *(f"best {name}" for name in spec.objectives), ""), rows)
+    if len(unbeaten) > 1:
+        print(f"the first {len(unbeaten)} are each better than all others in something")
+
+
+def _values(lineage: Lineage, spec: StudySpec) -> list[str]:
+    """Its objectives at its best epoch."""
+    best = lineage.best or {}
+    return [f"{best['value']:.6g}", *(f"{best['metrics'][name]:.6g}" for name in spec.others)]
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -208,6 +220,8 @@ def _print_next(study: Study, *, over: bool) -> None:
     if not over:
         print(f"continue:  {resume}")
         return
+    if study.spec.others and len(front(study)) > 1:
+        print(f"evaluate one of the best:  python -m pipeline evaluate --study {study.name} --configuration NUMBER")
     pruned = [one for one in ranking(study) if state_of(one, over=True) == "pruned"]
     if pruned:
         print(f"take a pruned one to the end:  {resume} --configuration {pruned[0].number}")

@@ -10,6 +10,7 @@ from pipeline.experiment import ExperimentFile, from_params, seed_for, users_cod
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.register import register
 from pipeline.sweep.lineage import COMPLETE, PAUSED, PREEMPTED, PRUNED, Lineage, ranked
+from pipeline.sweep.objectives import pareto_front
 from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Site
 from pipeline.tracking import runs
@@ -35,6 +36,11 @@ class Evaluation:
 def ranking(study: Study) -> list[Lineage]:
     """Configurations with a result, best monitored value first."""
     return ranked(study.lineages(), study.spec.direction)
+
+
+def front(study: Study) -> list[Lineage]:
+    """The best configuration or, of a study with several objectives, those that no other one beats."""
+    return pareto_front(ranking(study), study.spec.objectives)
 
 
 def state_of(lineage: Lineage, *, over: bool) -> str:
@@ -75,7 +81,7 @@ def evaluate_best(study: Study, file: ExperimentFile, number: int | None = None)
     Without `number`, the study's best.
 
     Raises:
-        UsageError: the experiment declares no `evaluate`.
+        UsageError: the experiment declares no `evaluate`, or several objectives leave several best ones.
         ThawError: no configuration has a checkpoint yet, or `evaluate` raises.
     """
     if file.experiment.evaluate is None:
@@ -149,10 +155,15 @@ def evaluate_best(study: Study, file: ExperimentFile, number: int | None = None)
 
 def _chosen(study: Study, number: int | None) -> Lineage:
     if number is None:
-        ranked = ranking(study)
-        if not ranked:
+        best = front(study)
+        if not best:
             raise ThawError(f"study {study.name!r}: no configuration has a result to evaluate yet")
-        return ranked[0]
+        if len(best) > 1:
+            raise UsageError(
+                f"study {study.name!r} has {len(best)} best configurations, each better than the others in something: "
+                f"{', '.join(str(one.number) for one in best)}; say which by --configuration"
+            )
+        return best[0]
     lineage = study.lineages().get(number)
     if lineage is None:
         raise UsageError(f"--configuration {number}: study {study.name!r} has no such configuration")

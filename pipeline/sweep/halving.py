@@ -56,7 +56,7 @@ def _ranked(lineages: Mapping[int, Lineage], rung: int, direction: Direction) ->
     """The configurations that have reached a rung, best first; ties go to the lower number."""
     values = {n: v for n, lineage in lineages.items() if (v := lineage.rung_value(rung)) is not None}
     sign = 1.0 if direction == "minimize" else -1.0
-    return sorted(values, key=lambda n: (sign * values[n], n))
+    return sorted(values, key=lambda n: (not lineages[n].is_feasible, sign * values[n], n))
 
 
 def _is_complete(lineage: Lineage) -> bool:

@@ -5,11 +5,12 @@ Pure functions over Optuna's trials; every process that reads the same trials co
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.checkpoint import Schedule
+from pipeline.experiment import Direction
 
 PAUSED, PRUNED, COMPLETE, DUPLICATE = "paused", "pruned", "complete", "duplicate"
 # What breaks a segment off. PREEMPTED: it was asked to stop. LOST: its process is gone. OUT_OF_MEMORY: torch said so,
@@ -113,6 +114,11 @@ class Lineage:
         return bool(self.head.user_attrs.get("reopened"))
 
     @property
+    def is_feasible(self) -> bool:
+        """Whether its best epoch breaks none of the experiment's constraints."""
+        return all(value <= 0 for value in self.head.constraints.values())
+
+    @property
     def tags(self) -> dict[str, str]:
         """What its MLflow run says of it, beside its state."""
         tags = {"trials": ",".join(str(segment.number) for segment in self.segments)}
@@ -173,11 +179,11 @@ class Lineage:
         return count
 
 
-def ranked(lineages: Mapping[int, Lineage], direction: Literal["minimize", "maximize"]) -> list[Lineage]:
+def ranked(lineages: Mapping[int, Lineage], direction: Direction) -> list[Lineage]:
     """Configurations with a result, best monitored value first."""
     sign = 1.0 if direction == "minimize" else -1.0
     judged = [lineage for lineage in lineages.values() if lineage.best is not None and not lineage.failed()]
-    return sorted(judged, key=lambda one: (sign * (one.best or {})["value"], one.number))
+    return sorted(judged, key=lambda one: (not one.is_feasible, sign * (one.best or {})["value"], one.number))
 
 
 def _ended(segment: FrozenTrial) -> str:

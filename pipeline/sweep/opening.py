@@ -99,4 +99,4 @@ def _settle(study: Study, file: ExperimentFile, tables: Tables | None, experimen
 
 
 def _shown(spec: StudySpec) -> Mapping[str, Any]:
-    return {name: value for name, value in flatten(spec.to_json()).items() if value is not None}
+    return {name: value for name, value in flatten(spec.to_json()).items() if value not in (None, ())}

@@ -24,6 +24,8 @@ def extend_best(study: Study, top: int, *, max_epochs: int, schedule: Schedule |
     """
     chosen, key = study.attrs.get("chosen", {}), f"top {top} to {max_epochs}"
     numbers = chosen.get(key)
+    if study.spec.others:
+        raise UsageError(f"--top {top}: study {study.name!r} has several objectives; give --configuration")
     if numbers is None:
         if not is_search_over(study):
             raise UsageError(

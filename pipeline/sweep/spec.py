@@ -1,10 +1,11 @@
 """What a study is: everything that decides its result. Stored in the study; the same name means the same spec."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.experiment import Direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class StudySpec:
         max_epochs: epochs a configuration gets at most.
         min_epochs: the first rung.
         eta: one in `eta` configurations of a rung goes on.
+        others: further objectives beside `monitor`, with their directions.
+        constraints: metrics that are to be at most 0.
     """
 
     experiment: str
@@ -29,7 +32,7 @@ class StudySpec:
     data_options: Mapping[str, Any]
     config: Mapping[str, Any] | None
     monitor: str
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
     configurations: int
     max_epochs: int
     min_epochs: int
@@ -37,6 +40,13 @@ class StudySpec:
     pruner: str
     sampler: str
     seed: int
+    others: Mapping[str, Direction] = field(default_factory=dict)
+    constraints: tuple[str, ...] = ()
+
+    @property
+    def objectives(self) -> dict[str, Direction]:
+        """The direction of each monitored metric."""
+        return {self.monitor: self.direction, **self.others}
 
     def __post_init__(self) -> None:
         for name in ("configurations", "max_epochs", "min_epochs"):
@@ -50,7 +60,7 @@ class StudySpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "StudySpec":
-        return cls(**values)
+        return cls(**{**values, "constraints": tuple(values.get("constraints", ()))})
 
     def differences(self, stored: "StudySpec") -> dict[str, tuple[Any, Any]]:
         """Fields that differ: name -> (stored, given)."""

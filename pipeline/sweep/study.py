@@ -70,9 +70,9 @@ class Study:
             UsageError: the name is taken by another spec; the message holds the difference.
         """
         storage = open_storage(url)
-        direction = optuna.study.StudyDirection[spec.direction.upper()]
+        directions = [optuna.study.StudyDirection[one.upper()] for one in spec.objectives.values()]
         try:
-            study_id = storage.create_new_study([direction], name)
+            study_id = storage.create_new_study(directions, name)
         except optuna.exceptions.DuplicatedStudyError:
             study_id = storage.get_study_id_from_name(name)
         study = cls(name, url, storage, study_id)
@@ -196,17 +196,21 @@ class Study:
         """Reports the monitored value after an epoch. Raises: Fenced."""
         self._fenced(lambda: self.storage.set_trial_intermediate_value(trial_id, epoch, value))
 
-    def end(self, trial_id: int, state: TrialState, ended: str, value: float | None = None) -> None:
-        """Ends a trial for ever. Raises: Fenced."""
+    def end(self, trial_id: int, state: TrialState, ended: str, *objectives: float) -> None:
+        """Ends a trial for ever, with the values of its objectives if it is complete. Raises: Fenced."""
         self.set(trial_id, "ended", ended)
-        values = None if value is None else [value]
+        values = objectives or None
         try:
             self._fenced(lambda: self._once.set_trial_state_values(trial_id, state, values))
         except Exception as error:
             if not is_away(error):
                 raise
             if self.storage.get_trial(trial_id).state is not state:  # else it was done, and the answer was lost
-                self.end(trial_id, state, ended, value)
+                self.end(trial_id, state, ended, *objectives)
+
+    def constrain(self, trial_id: int, name: str, value: float) -> None:
+        """Sets a constraint as Optuna's `Trial.set_constraint` does, but also once more. Raises: Fenced."""
+        self._fenced(lambda: self.storage.set_trial_system_attr(trial_id, f"constraints:{name}", value))
 
     def _fenced(self, write: Callable[[], T]) -> T:
         try:

@@ -329,7 +329,10 @@ class _Task:
         complete = ended == COMPLETE
         if complete and progress["epochs"] < (self._lineage.extended or self._spec.max_epochs):
             study.set(self._id, "stopped_early", progress["epochs"])
-        study.end(self._id, ENDINGS[ended][0], ended, best["value"] if complete and best else None)
+        for name in self._spec.constraints if best else ():
+            study.constrain(self._id, name, best["metrics"][name])
+        values = [best["metrics"][name] for name in self._spec.objectives] if complete and best else []
+        study.end(self._id, ENDINGS[ended][0], ended, *values)
 
 
 def run_name(number: int, params: Mapping[str, Any]) -> str:
