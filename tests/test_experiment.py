@@ -221,3 +221,29 @@ def test_patience_is_a_function_of_the_monitored_values(direction, values, optio
 def test_a_patience_that_makes_no_sense_is_refused(options):
     with pytest.raises(UsageError, match="expected at least"):
         Experiment(config=Config, train=print, monitor="loss", direction="minimize", max_epochs=9, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"monitor": ("loss", "cost"), "direction": "minimize"},
+        {"monitor": ("loss", "loss"), "direction": ("minimize", "minimize")},
+        {"monitor": ("loss", "cost"), "direction": ("minimize", "down")},
+        {"monitor": (), "direction": ()},
+        {"constraints": "cost"},
+        {"constraints": ("loss",)},
+    ],
+)
+def test_objectives_and_constraints_that_make_no_sense_are_refused(options):
+    usual = {"monitor": "loss", "direction": "minimize", "max_epochs": 9}
+    with pytest.raises(UsageError, match=r"Experiment\(.*\): expected"):
+        Experiment(config=Config, train=print, **{**usual, **options})
+
+
+def test_of_several_objectives_the_first_leads():
+    one = Experiment(
+        config=Config, train=print, monitor=("gain", "cost"), direction=("maximize", "minimize"), max_epochs=9
+    )
+    assert one.objectives == {"gain": "maximize", "cost": "minimize"}
+    assert one.leading == "gain"
+    assert one.better(0.2, than=0.1)

@@ -1,6 +1,7 @@
 """`Run`: what a loop may do with it, and that a stop between any two batches changes nothing but the time."""
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from pipeline import Checkpoint, Experiment, UsageError
+from pipeline import Checkpoint, Experiment, ThawError, UsageError
 from pipeline.checkpoint import Position
 from pipeline.errors import EncodeError, MismatchError
 from pipeline.local import LocalSegment
@@ -421,6 +422,44 @@ def test_one_that_had_ended_early_and_is_given_more_has_its_patience_anew(tmp_pa
     assert len(run.history) == 7
     _, run, _ = run_once(tmp_path, train, patience=2, max_epochs=8)
     assert len(run.history) == 7
+
+
+def test_an_epoch_that_breaks_a_constraint_is_best_only_among_such(tmp_path: Path) -> None:
+    losses, over = (0.9, 0.1, 0.5, 0.2), (1.0, -1.0, 0.0, 2.0)
+
+    def train(config: Config, run: Run) -> None:
+        run.track(model=net())
+        for epoch in run.epochs():
+            run.report(loss=losses[epoch], accuracy=0.5, over=over[epoch])
+            bests.append(run._best.epoch if run._best is not None else 0)
+
+    bests: list[int] = []
+    several = {"monitor": ("loss", "accuracy"), "direction": ("minimize", "maximize"), "constraints": ("over",)}
+    _, run, _ = run_once(tmp_path, train, max_epochs=4, **several)
+    assert bests == [0, 1, 2, 2]
+    assert run.finish().epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"loss": 1.0, "over": 0.0}, r"lacks the monitored metric; add accuracy=\.\.\."),
+        ({"loss": 1.0, "accuracy": 1.0}, r"lacks the constraint; add over=\.\.\."),
+        ({"loss": 1.0, "accuracy": math.inf, "over": 0.0}, "accuracy is inf after epoch 1"),
+        ({"loss": 1.0, "accuracy": 1.0, "over": math.nan}, "over, a constraint, is nan after epoch 1"),
+    ],
+)
+def test_every_objective_and_constraint_is_reported_as_a_number(
+    tmp_path: Path, report: dict[str, float], words: str
+) -> None:
+    def train(config: Config, run: Run) -> None:
+        run.track(model=net())
+        for _ in run.epochs():
+            run.report(**report)
+
+    several = {"monitor": ("loss", "accuracy"), "direction": ("minimize", "maximize"), "constraints": ("over",)}
+    with pytest.raises(ThawError, match=words):
+        run_once(tmp_path, train, **several)
 
 
 def reporting(*reports: Callable[[Run], object]) -> Callable[[Config, Run], None]:
