@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import Checkpoint, Experiment, ThawError, UsageError
-from pipeline.checkpoint import Position
+from pipeline.checkpoint import Position, Schedule
 from pipeline.errors import EncodeError, MismatchError
 from pipeline.local import LocalSegment
 from pipeline.run import DivergedError, Run
@@ -61,6 +61,7 @@ def run_once(
     after: int | None = None,
     data: Mapping[str, Any] | None = None,
     checkpoint_every_s: float = 60.0,
+    schedule: Schedule | None = None,
     **options: Any,
 ) -> tuple[str, Run, StoppingSegment]:
     """One process's part of a training: it ends complete, or is stopped after so many batches."""
@@ -80,6 +81,7 @@ def run_once(
         origin={},
         resumed=segment.resume(),
         checkpoint_every_s=checkpoint_every_s,
+        schedule=schedule,
     )
     if after is not None:
         start = run.step
@@ -376,6 +378,35 @@ def test_a_longer_training_continues_a_finished_one(tmp_path: Path) -> None:
     _, whole, _ = run_once(tmp_path / "whole", train, max_epochs=5)
     assert_same(metrics(longer), metrics(whole))
     assert_same(last_state(tmp_path / "parts"), last_state(tmp_path / "whole"))
+
+
+def test_more_epochs_may_begin_inside_an_epoch_and_the_schedule_is_what_was_said(tmp_path: Path) -> None:
+    def train(config: Config, run: Run) -> None:
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        scheduler = CosineAnnealingLR(optimizer, T_max=run.max_epochs)
+        run.track(model=model, optimizer=optimizer, scheduler=scheduler)
+        for _ in run.epochs():
+            for _ in run.batches(points()):
+                optimizer.step()
+                rates.append(optimizer.param_groups[0]["lr"])
+            scheduler.step()
+            run.report(loss=0.0)
+
+    def trained(folder: str, **options: Any) -> list[float]:
+        rates.clear()
+        run_once(tmp_path / folder, train, **options)
+        return list(rates)
+
+    rates: list[float] = []
+    whole = trained("whole", max_epochs=6)
+    inside = BATCHES + 2
+    first = trained("stretch", max_epochs=3, after=inside)
+    assert trained("constant", max_epochs=3, after=inside) == first
+    assert trained("stretch", max_epochs=6, after=2, schedule="stretch") == whole[inside : inside + 2]
+    assert trained("stretch", max_epochs=6) == whole[inside + 2 :]
+    assert trained("constant", max_epochs=6, after=2, schedule="constant") == first[-1:] * 2
+    assert trained("constant", max_epochs=6) == first[-1:] * (len(whole) - inside - 2)
 
 
 def losing(*losses: float) -> Callable[[Config, Run], None]:
