@@ -109,7 +109,7 @@ class TrialSegment:
                 f"(MLflow run {self._run_id}); it cannot be continued, sweep again under another --study"
             )
         manifest = found[0]
-        self._label(manifest)
+        self._label(manifest, extends=found[1]["loop"]["max_epochs"] != self._budget)
         self._saver.resume(manifest, accepted[: accepted.index(manifest.name)])
         loop = found[1]["loop"]
         decide = manifest.position.batch == 0 and not loop["done"] and not loop["stops_early"]
@@ -118,13 +118,20 @@ class TrialSegment:
             raise Stopped(ended)
         return found
 
-    def _label(self, manifest: Manifest) -> None:
-        """Says whether this resume is exact, on the trial, and on the run whether all of them were."""
+    @property
+    def _budget(self) -> int:
+        return self._lineage.extended or self._spec.max_epochs
+
+    def _label(self, manifest: Manifest, *, extends: bool) -> None:
+        """Says whether this resume is exact, on the trial, and on the run whether all of them were.
+
+        `extends`: whether an extension begins here, under which a schedule may become another.
+        """
         now = {**environment(), "code": self._spec.code, "data": self._spec.data}
         changed = changes(manifest.environment, now)
         schedule = self._lineage.schedule
-        is_own = schedule in (None, "keep") or manifest.trial == self.trial
-        label = f"best effort ({changed})" if changed else EXACT if is_own else f"extended, schedule {schedule}"
+        becomes_another = extends and schedule in ("stretch", "constant")
+        label = f"best effort ({changed})" if changed else f"schedule {schedule}" if becomes_another else EXACT
         if changed:
             log.warning("%s resumes by best effort, not exactly: %s", self._name, changed)
         self._study.set(self._id, "resumed", label)
@@ -173,7 +180,7 @@ class TrialSegment:
         return PREEMPTED if self._stop.reason is not None or self._saver.unsaved is not None else None
 
     def after_epoch(self, report: Report) -> str | None:
-        if report.epoch >= (self._lineage.extended or self._spec.max_epochs):
+        if report.epoch >= self._budget:
             return None
         if report.epoch >= self._lineage.until:
             return PAUSED

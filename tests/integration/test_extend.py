@@ -116,8 +116,11 @@ def test_a_notebook_extends_as_the_command_does(swept, notebook):
     with pytest.raises(UsageError, match=r"unexpected keyword argument 'epochs'"):
         notebook.resume(epochs=6)
     (number,) = notebook.dataframe().query("epochs == @PLANNED").index
-    found = notebook.resume(configuration=number, max_epochs=LONGER, workers=1).dataframe()
-    assert list(found["epochs"]) == [LONGER] * 3
+    notebook.resume(configuration=number, max_epochs=LONGER, workers=1, schedule="stretch")
+    assert list(notebook.dataframe()["epochs"]) == [LONGER] * 3
+    # It is not the training that was planned, and says so.
+    assert list(notebook.segments().query("configuration == @number")["resumed"])[-1] == "schedule stretch"
+    assert swept.workplace.trained(configuration=str(number)).run.data.tags["resumed"] == "schedule stretch"
 
 
 def test_one_whose_last_checkpoint_was_deleted_cannot_be_extended(swept, notebook):
