@@ -6,6 +6,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.proving.plan import describe
 from pipeline.proving.prove import Proof
 from pipeline.session import Result
+from pipeline.sweep.budget import spent
 from pipeline.sweep.finish import Evaluation, ranking, state_of
 from pipeline.sweep.lineage import Lineage
 from pipeline.sweep.schedule import is_over
@@ -39,6 +40,8 @@ def report(result: Result) -> int:
     _print_links(study, result.evaluation)
     if not result.finished:
         return STOPPED
+    if result.budget is not None:
+        return DONE
     if result.configuration is not None:
         return FAILED if study.lineages()[result.configuration].failed() else DONE
     return DONE if ranking(study) else FAILED
@@ -152,6 +155,9 @@ def _headline(result: Result) -> str:
     study = result.study
     if not result.finished:
         return f"study {study.name}: stopped; run the same command again to continue"
+    if result.budget is not None:
+        trained = f"{spent(study.lineages())} epochs are trained, and --max-total-epochs {result.budget} is spent"
+        return f"study {study.name}: {trained}; give it more, or leave it out, to continue"
     if result.configuration is not None:
         lineage = study.lineages()[result.configuration]
         which = f"study {study.name}: configuration #{lineage.number:02d}"

@@ -23,6 +23,7 @@ from pipeline.sweep.storage import GRACE_S, is_away, open_storage, redacted
 
 T = TypeVar("T")
 CLAIMANT = "claimant."  # prefix of the attributes that name who tried to claim a trial
+FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial: what is not left to the sampler
 
 
 class Fenced(Exception):
@@ -63,8 +64,18 @@ class Study:
             raise UsageError(f"--study {name}: no such study in {redacted(url)}; there: {names}") from None
 
     @classmethod
-    def open(cls, name: str, url: str, spec: StudySpec, *, accept_change: bool) -> "Study":
-        """Creates a study, or continues the one of this name if its spec is the same.
+    def open(
+        cls,
+        name: str,
+        url: str,
+        spec: StudySpec,
+        *,
+        accept_change: bool,
+        first: Callable[[], Mapping[str, Any]] = dict,
+    ) -> "Study":
+        """Creates a study, or continues the one of this name if its spec is the same or only asks for more.
+
+        `first` are attributes of a new one.
 
         Raises:
             UsageError: the name is taken by another spec; the message holds the difference.
@@ -72,12 +83,20 @@ class Study:
         storage = open_storage(url)
         direction = optuna.study.StudyDirection[spec.direction.upper()]
         try:
-            study_id = storage.create_new_study([direction], name)
-        except optuna.exceptions.DuplicatedStudyError:
-            study_id = storage.get_study_id_from_name(name)
-        study = cls(name, url, storage, study_id)
+            study = cls(name, url, storage, storage.get_study_id_from_name(name))
+        except KeyError:
+            given = first()  # may refuse, and then nothing is left behind
+            try:
+                study_id = storage.create_new_study([direction], name)
+            except optuna.exceptions.DuplicatedStudyError:  # another was faster
+                study_id = storage.get_study_id_from_name(name)
+            study = cls(name, url, storage, study_id)
+        else:
+            given = {} if "spec" in study.attrs else first()
         stored = study.attrs.get("spec")
         if stored is None:  # new, or its creator was killed before this line
+            for attribute, value in given.items():
+                study.set_attr(attribute, value)
             study.set_attr("spec", spec.to_json())
             return study
         differences = spec.differences(StudySpec.from_json(stored))
@@ -93,7 +112,7 @@ class Study:
         return other
 
     def accept(self, differences: Mapping[str, tuple[Any, Any]]) -> None:
-        """Records that the user accepted changed code or data, and continues with it."""
+        """Records that the user accepted changed code or data, or asked for more, and continues with it."""
         entry = {"time_s": time.time(), **{name: list(pair) for name, pair in differences.items()}}
         self.set_attr("accepted_changes", [*self.attrs.get("accepted_changes", []), entry])
         changed = {name: new for name, (_, new) in differences.items()}
@@ -127,12 +146,22 @@ class Study:
             self.set_attr("max_retries", max_retries)
         self._max_retries = max_retries
 
-    def add_configuration(self, number: int, *, until: int, config: Mapping[str, Any] | None = None) -> None:
-        """Creates the first segment of a configuration, for whoever claims it."""
+    def add_configuration(
+        self,
+        number: int,
+        *,
+        until: int,
+        config: Mapping[str, Any] | None = None,
+        point: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Creates the first segment of a configuration, for whoever claims it.
+
+        `point` are the parameters that are given; the sampler draws the others.
+        """
         attrs: dict[str, Any] = {"configuration": number, "parent": None, "until": until, "start": None}
         if config is not None:
             attrs["config"] = dict(config)
-        self._create(attrs, None)
+        self._create(attrs, None, {FIXED: dict(point)} if point else {})
 
     def add_successor(self, lineage: Lineage, *, until: int, reopened: bool = False) -> None:
         """Creates the segment that continues a configuration, for whoever claims it.
@@ -146,16 +175,18 @@ class Study:
         attrs |= {"parent": parent.number, "until": until, "start": lineage.progress["checkpoint"]}
         if reopened:
             attrs |= {"reopened": True, "fresh": True}  # `fresh` is not handed on: failures are counted from here
-        # Without its `config` it was interrupted while it was drawn, and is drawn anew as a whole.
-        self._create(attrs, parent if "config" in attrs else None)
+        # Without its `config` it was interrupted while it was drawn, and is drawn anew as a whole, but what was given.
+        drawn = "config" in attrs
+        given = {name: value for name, value in parent.system_attrs.items() if drawn or name == FIXED}
+        self._create(attrs, parent if drawn else None, given)
 
-    def _create(self, attrs: dict[str, Any], like: FrozenTrial | None) -> None:
+    def _create(self, attrs: dict[str, Any], like: FrozenTrial | None, system_attrs: dict[str, Any]) -> None:
         template = optuna.trial.create_trial(
             state=TrialState.WAITING,
             params=like.params if like else {},
             distributions=like.distributions if like else {},
             intermediate_values=like.intermediate_values if like else {},
-            system_attrs=like.system_attrs if like else {},
+            system_attrs=system_attrs,
             user_attrs=attrs,
         )
         self.storage.create_new_trial(self.id, template)

@@ -55,8 +55,8 @@ def test_without_a_full_third_anywhere_the_best_still_trains_to_the_end(tmp_path
 def test_without_halving_every_configuration_trains_to_the_full_at_once(tmp_path):
     study = new_study(tmp_path, configurations=2, pruner="none")
     assert run_through(study, VALUES) == [(0, 9), (1, 9)]
-    assert first_goal(spec(pruner="median")) == 9
-    assert first_goal(spec(pruner="halving", min_epochs=2)) == 2
+    assert first_goal(spec(pruner="median"), 0) == 9
+    assert first_goal(spec(pruner="halving", min_epochs=2), 0) == 2
 
 
 def test_a_budget_of_one_rung_needs_no_promotion(tmp_path):
