@@ -6,6 +6,7 @@
 import csv
 import random
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +148,15 @@ def _values(name: str, given: Mapping[str, Any], distribution: BaseDistribution)
         return list(range(distribution.low, distribution.high + 1, distribution.step))
     if isinstance(distribution, FloatDistribution) and distribution.step is not None:
         steps = round((distribution.high - distribution.low) / distribution.step)
-        return [float(distribution.low + step * distribution.step) for step in range(steps + 1)]
+        low, step = Decimal(str(distribution.low)), Decimal(str(distribution.step))  # 0.3 three times is 0.9
+        return [float(low + place * step) for place in range(steps + 1)]
     if distribution.single():
         return [_first(distribution)]
-    low, high = getattr(distribution, "low", None), getattr(distribution, "high", None)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    ends = f"{distribution.low}, {distribution.high}"
     raise UsageError(
-        f"--sampler grid: {name} has no steps between {low} and {high}; say which values, "
-        f"for instance --grid '{{{name}: [{low}, {high}]}}'"
+        f"--sampler grid: {name} has no steps between {ends.replace(', ', ' and ')}; say which values, "
+        f"for instance --grid '{{{name}: [{ends}]}}'"
     )
 
 
