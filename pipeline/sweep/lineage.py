@@ -199,5 +199,8 @@ def lineages(trials: Iterable[FrozenTrial], max_retries: int = MAX_RETRIES) -> d
 
 def duplicates(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Open trials that lost against a lower number."""
-    kept = {segment.number for lineage in lineages(trials).values() for segment in lineage.segments}
-    return [t for t in trials if not t.state.is_finished() and t.number not in kept]
+    still_open = [t for t in trials if not t.state.is_finished()]
+    theirs = {t.user_attrs.get("configuration") for t in still_open}  # of thousands that are done nothing is asked
+    concerned = lineages(t for t in trials if t.user_attrs.get("configuration") in theirs)
+    kept = {segment.number for lineage in concerned.values() for segment in lineage.segments}
+    return [t for t in still_open if t.number not in kept]

@@ -103,5 +103,5 @@ def test_a_study_whose_results_are_gone_says_so(url, tmp_path):
     file = file_of(suggest, tmp_path)
     study = begun(url, "orphan", file)
     study.set_attr("warm_start", {"study": "deleted", "trials": [0]})
-    with pytest.raises(ThawError, match="started with results of .deleted., which is gone"):
+    with pytest.raises(ThawError, match="started with results of 'deleted', which is gone"):
         others(study, file)
