@@ -146,7 +146,7 @@ def _costs(study: Study, size: int) -> Costs:
 
 
 def _draw(study: Study, trial_id: int, number: int) -> None:
-    trial = numbered_trial(sampling_view(study.name, study.storage, study.spec, number), trial_id, number)
+    trial = numbered_trial(sampling_view(study, study.spec, number), trial_id, number)
     _suggest(trial)
 
 

@@ -22,8 +22,9 @@ from optuna.trial import FrozenTrial
 from pipeline.errors import UsageError
 from pipeline.sweep.halving import rungs
 from pipeline.sweep.lineage import Lineage
-from pipeline.sweep.samplers import StudyView, newest
+from pipeline.sweep.samplers import StudyView
 from pipeline.sweep.spec import StudySpec
+from pipeline.sweep.study import Study
 
 PAUSING = ("halving", "hyperband")  # these pause configurations at rungs and promote the best: see `halving`
 
@@ -113,7 +114,7 @@ class PruningView(StudyView):
     def _shown(self, found: Sequence[Lineage]) -> list[FrozenTrial]:
         return [
             self._with_rungs(trial, before=trial.last_step if trial.number == self._number else None)
-            for trial in map(newest, found)
+            for trial in (copy.copy(lineage.as_one) for lineage in found)
         ]
 
     def _with_rungs(self, trial: FrozenTrial, *, before: int | None) -> FrozenTrial:
@@ -128,8 +129,9 @@ class PruningView(StudyView):
         return trial
 
 
-def pruning_view(study: str, storage: optuna.storages.BaseStorage, spec: StudySpec) -> PruningView:
+def pruning_view(study: Study, spec: StudySpec) -> PruningView:
     """The study as its stopping rule sees it."""
-    view = PruningView(study, storage, pruner=make_pruner(spec))
+    view = PruningView(study.name, study.storage, pruner=make_pruner(spec))
+    view._lineages = study.lineages
     view.spec = spec
     return view

@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
@@ -12,8 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.errors import UsageError
 from pipeline.experiment import seed_for
 from pipeline.sweep.cmaes import CmaEs
-from pipeline.sweep.lineage import COMPLETE, DIVERGED, PAUSED, PRUNED, Lineage, lineages
+from pipeline.sweep.lineage import COMPLETE, DIVERGED, PAUSED, PRUNED, Lineage
 from pipeline.sweep.spec import StudySpec
+from pipeline.sweep.study import Study
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc", "grid")
 LEARNING = ("tpe", "gp", "cmaes")  # those that look at results
@@ -30,25 +31,18 @@ class StudyView(optuna.Study):
     """
 
     _found: list[FrozenTrial] | None = None
+    _lineages: Callable[[], Mapping[int, Lineage]]
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         if self._found is None or not use_cache:
-            trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
-            self._found = self._shown(list(lineages(trials).values()))
+            self._found = self._shown(list(self._lineages().values()))
         chosen = [trial for trial in self._found if states is None or trial.state in states]
         return copy.deepcopy(chosen) if deepcopy else chosen
 
     def _shown(self, found: Sequence[Lineage]) -> list[FrozenTrial]:
-        return [newest(lineage) for lineage in found]
-
-
-def newest(lineage: Lineage) -> FrozenTrial:
-    """A copy of a configuration's newest segment, numbered as the configuration."""
-    trial = copy.copy(lineage.head)
-    trial.number = lineage.number
-    return trial
+        return [lineage.as_one for lineage in found]
 
 
 class SamplingView(StudyView):
@@ -63,7 +57,7 @@ class SamplingView(StudyView):
     def _shown(self, found: Sequence[Lineage]) -> list[FrozenTrial]:
         every = [*self.others, *found]
         if not self.by_value:
-            return [_as_pruned(lineage) if lineage.ended == DIVERGED else newest(lineage) for lineage in every]
+            return [_as_pruned(lineage) if lineage.ended == DIVERGED else lineage.as_one for lineage in every]
         minimize = self.direction is optuna.study.StudyDirection.MINIMIZE
         values = [value for lineage in every if (value := _value(lineage)) is not None]
         worst = (max if minimize else min)(values, default=None)
@@ -76,14 +70,14 @@ def _value(lineage: Lineage) -> float | None:
 
 
 def _as_pruned(lineage: Lineage) -> FrozenTrial:
-    trial = newest(lineage)
+    trial = copy.copy(lineage.as_one)
     trial.state = TrialState.PRUNED
     trial.intermediate_values = {**trial.intermediate_values, lineage.epochs + 1: math.nan}
     return trial
 
 
 def _as_complete(lineage: Lineage, worst: float | None) -> FrozenTrial:
-    trial = newest(lineage)
+    trial = copy.copy(lineage.as_one)
     value = worst if lineage.ended == DIVERGED else _value(lineage)
     if value is not None:
         trial.state, trial.values = TrialState.COMPLETE, [value]
@@ -126,15 +120,11 @@ def _sampler(name: str, *, seed: int, configuration: int) -> BaseSampler:
     return RandomSampler(seed=drawn)  # a grid's points are given, and leave nothing to draw
 
 
-def sampling_view(
-    study: str,
-    storage: optuna.storages.BaseStorage,
-    spec: StudySpec,
-    configuration: int,
-    others: Sequence[Lineage] = (),
-) -> SamplingView:
+def sampling_view(study: Study, spec: StudySpec, configuration: int, others: Sequence[Lineage] = ()) -> SamplingView:
     """The study as the sampler sees it that draws this configuration."""
-    view = SamplingView(study, storage, sampler=_sampler(spec.sampler, seed=spec.seed, configuration=configuration))
+    sampler = _sampler(spec.sampler, seed=spec.seed, configuration=configuration)
+    view = SamplingView(study.name, study.storage, sampler=sampler)
+    view._lineages = study.lineages
     view.by_value = spec.sampler in _BY_VALUE
     view.others = others
     return view

@@ -72,7 +72,7 @@ class TrialSegment:
         self._lineage = lineage
         self._run_id = run_id
         self._outage_s = outage_s
-        self._view = pruning_view(study.name, study.storage, self._spec)
+        self._view = pruning_view(study, self._spec)
         self._stop = stop
         self.position: list[int] | None = None  # stage, epoch and batch where training stands, once it has moved
         self._pulse = pulse

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import ThawError, UsageError
 from pipeline.sweep import process
-from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, PREEMPTED, Lineage, duplicates, lineages
+from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, PREEMPTED, Lineage, Lineages, duplicates
 from pipeline.sweep.spec import StudySpec, refuse_change
 from pipeline.sweep.storage import GRACE_S, is_away, open_storage, redacted
 
@@ -48,7 +48,7 @@ class Study:
         self.storage = get_storage(storage)  # caches finished trials
         self._heartbeats = storage
         self._once = self.storage  # for what must not be repeated when its answer was lost
-        self._max_retries: int | None = None
+        self._lineages: Lineages | None = None
         self._works_since_s: float | None = time.monotonic()  # None: it did not, the last time
         self.supervisor: int | None = None  # the process that watches this one
         self.id = study_id
@@ -109,6 +109,7 @@ class Study:
         """The same study, whose storage is what `wrap` makes of it."""
         other = copy.copy(self)
         other.storage, other._heartbeats = wrap(self.storage), wrap(self._heartbeats)
+        other._lineages = None  # each has its own: it is not for two threads
         return other
 
     def accept(self, differences: Mapping[str, tuple[Any, Any]]) -> None:
@@ -136,15 +137,15 @@ class Study:
         return self.storage.get_all_trials(self.id, deepcopy=False)
 
     def lineages(self) -> dict[int, Lineage]:
-        if self._max_retries is None:
-            self._max_retries = int(self.attrs.get("max_retries", MAX_RETRIES))
-        return lineages(self.trials(), self._max_retries)
+        if self._lineages is None:
+            self._lineages = Lineages(int(self.attrs.get("max_retries", MAX_RETRIES)))
+        return self._lineages.of(self.trials())
 
     def limit_retries(self, max_retries: int) -> None:
         """How many segments in a row may be lost, or raise, from now on; for who loads the study after this."""
         if self.attrs.get("max_retries", MAX_RETRIES) != max_retries:
             self.set_attr("max_retries", max_retries)
-        self._max_retries = max_retries
+        self._lineages = Lineages(max_retries)
 
     def add_configuration(
         self,

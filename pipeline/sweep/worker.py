@@ -209,7 +209,7 @@ class _Task:
             return from_params(self._file.experiment.config, stored)
         if self._file.experiment.suggest is None:
             raise UsageError(f"{self._file.path.name}: declares no `suggest`, so there is nothing to sweep")
-        view = sampling_view(self._study.name, self._study.storage, self._spec, self._lineage.number, self._others)
+        view = sampling_view(self._study, self._spec, self._lineage.number, self._others)
         config = self._file.experiment.suggest(numbered_trial(view, self._id, self._lineage.number))
         if not isinstance(config, self._file.experiment.config):
             expected = self._file.experiment.config.__name__

@@ -129,10 +129,10 @@ MUTATIONS = {
         says="superseded segments are shown too",
         file="pipeline/sweep/samplers.py",
         old="""\
-            self._found = self._shown(list(lineages(trials).values()))
+            self._found = self._shown(list(self._lineages().values()))
 """,
         new="""\
-            every = [(n, one) for n, line in lineages(trials).items() for one in line.segments]
+            every = [(n, one) for n, line in self._lineages().items() for one in line.segments]
             self._found = self._shown([Lineage(number=n, segments=(one,)) for n, one in every])
 """,
         tests=(

@@ -54,7 +54,7 @@ def started(study, number, values):
 
 def is_pruned(study, number):
     lineage = study.lineages()[number]
-    view = pruning_view("s", study.storage, study.spec)
+    view = pruning_view(study, study.spec)
     return view.judges(lineage, study.storage.get_trial(lineage.head._trial_id))
 
 

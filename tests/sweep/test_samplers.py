@@ -15,7 +15,7 @@ FEW = {"gp": 11}  # and so does GP, which takes its time
 
 
 def seen_from(study, configuration=0, sampler="tpe", seed=0):
-    return sampling_view("s", study.storage, spec(sampler=sampler, seed=seed), configuration)
+    return sampling_view(study, spec(sampler=sampler, seed=seed), configuration)
 
 
 def draw(study, number, sampler="tpe", seed=0, *, kept=True):

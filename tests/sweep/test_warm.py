@@ -50,7 +50,7 @@ def test_results_are_shown_under_numbers_of_their_own_as_points_of_this_space(ur
     file = file_of(suggest, tmp_path)
     study = begun(url, sampler, file, sampler)
     study.add_configuration(0, until=1)
-    view = sampling_view(study.name, study.storage, study.spec, 0, others(study, file))
+    view = sampling_view(study, study.spec, 0, others(study, file))
     shown = view.get_trials(states=(TrialState.PRUNED, TrialState.COMPLETE))
     assert [trial.number for trial in shown] == [-6, -5, -4, -3, -2, -1]
     assert [sorted(trial.params) for trial in shown] == [["lr"]] * 6
