@@ -1,11 +1,13 @@
 """What each command can be told: its flags, with their types, defaults and help texts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from pipeline.checkpoint import Schedule
 from pipeline.checkpoint.pace import Every
 from pipeline.errors import UsageError
-from pipeline.options import seconds
+from pipeline.options import REPEATABLE, seconds
 from pipeline.session import How, Reopening
 from pipeline.sweep.lineage import MAX_RETRIES
 from pipeline.sweep.segment import Keeping
@@ -31,6 +33,7 @@ class WorkOptions(CommonOptions):
     Attributes:
         workers: processes that train at the same time
         timeout: stop resumably after this time, for instance 90s, 30m or 2h
+        max_total_epochs: pause when all configurations together have had so many epochs, in this command and before
         checkpoint_every_s: seconds of training between checkpoints inside an epoch; auto: as many as 1% of it allows
         keep_gb: delete checkpoints of the study that are needed least, until it has no more GB than this
         outage_s: how long a store that fails is tried again before training stops, resumably
@@ -42,6 +45,7 @@ class WorkOptions(CommonOptions):
 
     workers: int = 2
     timeout: str | None = None
+    max_total_epochs: int | None = None
     checkpoint_every_s: Every = 60.0
     keep_gb: float | None = None
     outage_s: float = 60.0
@@ -57,6 +61,8 @@ class WorkOptions(CommonOptions):
             raise UsageError(f"--checkpoint-every-s {self.checkpoint_every_s}: expected more than 0")
         if self.keep_gb is not None and self.keep_gb <= 0:
             raise UsageError(f"--keep-gb {self.keep_gb}: expected more than 0")
+        if self.max_total_epochs is not None and self.max_total_epochs < 1:
+            raise UsageError(f"--max-total-epochs {self.max_total_epochs}: expected at least 1")
         if self.max_retries < 0:
             raise UsageError(f"--max-retries {self.max_retries}: expected at least 0")
         if self.hang_timeout_s is not None and self.hang_timeout_s <= 0:
@@ -72,6 +78,7 @@ class WorkOptions(CommonOptions):
         return How(
             workers=self.workers,
             timeout_s=None if self.timeout is None else seconds(self.timeout),
+            max_total_epochs=self.max_total_epochs,
             max_retries=self.max_retries,
             hang_timeout_s=self.hang_timeout_s,
             workers_per_gpu=self.workers_per_gpu,
@@ -89,22 +96,32 @@ class SweepOptions(WorkOptions):
 
     Attributes:
         study: the study's name; by default from the file and its data options
-        configurations: how many configurations to draw
+        configurations: how many configurations to draw; by default 24, or the whole grid
         max_epochs: epochs a configuration gets at most; by default the experiment's
         min_epochs: the first epoch at which configurations are compared
         eta: one in so many configurations goes on to the next comparison
-        pruner: halving, none, median or successive-halving
-        sampler: tpe, random or gp
+        pruner: halving, hyperband, median, percentile, patient, wilcoxon, threshold, successive-halving or none
+        pruner_args: arguments of an Optuna pruner, for instance '{percentile: 25, n_startup_trials: 3}'
+        sampler: tpe, gp, cmaes, random, qmc or grid
+        grid: values of parameters for the grid, for instance '{lr: [0.1, 0.01]}'; the others by their own steps
+        enqueue: a known good point to begin with, for instance lr=0.01,width=64; may be given again
+        enqueue_file: such points as a CSV table, a column for each parameter; what is empty is drawn
+        warm_start: another study of the same database, whose results the sampler is shown as well
         seed: seed of the search and of every training
     """
 
     study: str | None = None
-    configurations: int = 24
+    configurations: int | None = None
     max_epochs: int | None = None
     min_epochs: int = 1
     eta: int = 3
     pruner: str = "halving"
+    pruner_args: dict[str, Any] = field(default_factory=dict)
     sampler: str = "tpe"
+    grid: dict[str, Any] = field(default_factory=dict)
+    enqueue: tuple[str, ...] = field(default=(), metadata={REPEATABLE: True})
+    enqueue_file: Path | None = None
+    warm_start: str | None = None
     seed: int = 0
 
 

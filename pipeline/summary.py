@@ -6,6 +6,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.proving.plan import describe
 from pipeline.proving.prove import Proof
 from pipeline.session import Result
+from pipeline.sweep.budget import spent
 from pipeline.sweep.finish import Evaluation, front, ranking, state_of
 from pipeline.sweep.lineage import Lineage
 from pipeline.sweep.schedule import is_over
@@ -40,6 +41,8 @@ def report(result: Result) -> int:
     _print_links(study, result.evaluation)
     if not result.finished:
         return STOPPED
+    if result.budget is not None:
+        return DONE
     if result.only is not None:
         found = study.lineages()
         return FAILED if any(found[number].failed() for number in result.only) else DONE
@@ -154,6 +157,9 @@ def _headline(result: Result) -> str:
     study = result.study
     if not result.finished:
         return f"study {study.name}: stopped; run the same command again to continue"
+    if result.budget is not None:
+        trained = f"{spent(study.lineages())} epochs are trained, and --max-total-epochs {result.budget} is spent"
+        return f"study {study.name}: {trained}; give it more, or leave it out, to continue"
     if result.only is not None:
         found = study.lineages()
         return "\n".join(_reopened(study, found[number], trained=result.trained) for number in result.only)

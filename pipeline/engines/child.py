@@ -43,6 +43,7 @@ class Job:
         hang_timeout_s: how long training may stand still; None for what `Pulse` says.
         workers_per_gpu: how many workers share a device before the next one gets some.
         only: the configurations to work on; None for all.
+        max_total_epochs: what all configurations together may have trained; None for any number.
     """
 
     study: str
@@ -54,6 +55,7 @@ class Job:
     hang_timeout_s: float | None = None
     workers_per_gpu: int = 1
     only: Collection[int] | None = None
+    max_total_epochs: int | None = None
 
 
 def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, supervisor: int, log_level: int) -> None:
@@ -75,7 +77,9 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, su
     try:
         study = _open(job, stop)
         study.supervisor = supervisor
-        ended = work(study, stop, pulse=pulse, keeping=job.keeping, only=job.only)
+        ended = work(
+            study, stop, pulse=pulse, keeping=job.keeping, only=job.only, max_total_epochs=job.max_total_epochs
+        )
     except ThawError as error:
         log.error("%s", error)
         sys.exit(UNSAVED if isinstance(error, Unsaved) else GIVEN_UP)

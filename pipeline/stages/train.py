@@ -22,6 +22,11 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def use_threads(threads: int) -> None:
+    """Sets the number of torch's threads in this process: another number changes the bits."""
+    torch.set_num_threads(threads)
+
+
 def train(
     experiment: Experiment,
     config: Any,
@@ -43,7 +48,7 @@ def train(
 
     Returns why training ended: `complete`, or what the segment stopped it for.
     """
-    torch.set_num_threads(threads)
+    use_threads(threads)
     # Else no two trainings on a GPU are the same. Of operators beyond cuDNN's and cuBLAS's the experiment decides.
     torch.backends.cudnn.deterministic = True
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

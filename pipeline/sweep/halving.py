@@ -2,9 +2,14 @@
 
 A configuration pauses at every rung. The best 1/eta of a rung, among all that have reached it so far, go on to
 the next; a paused one that falls outside today may be promoted later, when the rung has grown.
+
+Hyperband (Li et al., JMLR 18(185), 2018, algorithm 1) hedges against learners that start slowly: several brackets of
+the same, each of which compares for the first time one rung later and gets fewer configurations. What bracket a
+configuration is in follows from its number alone.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
 from typing import Literal
 
@@ -21,6 +26,20 @@ def rungs(*, min_epochs: int, max_epochs: int, eta: int) -> list[int]:
         found.append(rung)
         rung *= eta
     return [*found, max_epochs]
+
+
+def bracket_of(number: int, count: int, *, eta: int) -> int:
+    """Which of `count` brackets a configuration is in; bracket s compares for the first time at rung s."""
+    dealt = _dealt(count, eta)
+    return dealt[number % len(dealt)]
+
+
+@cache
+def _dealt(count: int, eta: int) -> tuple[int, ...]:
+    """The brackets of one whole Hyperband, so mixed that any first few are about in its proportions."""
+    sizes = [-(-count * eta ** (count - 1 - s) // (count - s)) for s in range(count)]  # rounded up
+    places = [((place + 0.5) / size, s) for s, size in enumerate(sizes) for place in range(size)]
+    return tuple(s for _, s in sorted(places))
 
 
 def promotion(

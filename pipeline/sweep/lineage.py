@@ -3,8 +3,10 @@
 Pure functions over Optuna's trials; every process that reads the same trials comes to the same answer.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -49,6 +51,13 @@ class Lineage:
     def head(self) -> FrozenTrial:
         """The newest segment: it alone says how the configuration stands."""
         return self.segments[-1]
+
+    @cached_property
+    def as_one(self) -> FrozenTrial:
+        """The configuration as one trial: a copy of its newest segment, numbered as the configuration."""
+        trial = copy.copy(self.head)
+        trial.number = self.number
+        return trial
 
     @property
     def ended(self) -> str | None:
@@ -216,21 +225,42 @@ def lineages(trials: Iterable[FrozenTrial], max_retries: int = MAX_RETRIES) -> d
     When two workers continued the same segment, or created the same configuration, the lowest trial number
     wins; the other is not part of any lineage (see `duplicates`).
     """
-    accepted: dict[int, list[FrozenTrial]] = {}
-    for trial in sorted(trials, key=lambda t: t.number):
+    return Lineages(max_retries).of(sorted(trials, key=lambda t: t.number))
+
+
+class Lineages:
+    """The lineages of a study that grows: what has ended never changes, and is looked at once."""
+
+    def __init__(self, max_retries: int) -> None:
+        self._max_retries = max_retries
+        self._settled: dict[int, Lineage] = {}  # what the first trials say, as far as all of them have ended
+        self._count = 0  # of those trials
+
+    def of(self, trials: Sequence[FrozenTrial]) -> dict[int, Lineage]:
+        """Of all trials of the study, in order; see `lineages`."""
+        for trial in trials[self._count :]:
+            if not trial.state.is_finished() or trial.number != self._count:
+                break
+            self._add(self._settled, trial)
+            self._count += 1
+        found = dict(self._settled)
+        for trial in trials[self._count :]:
+            self._add(found, trial)
+        return dict(sorted(found.items()))
+
+    def _add(self, found: dict[int, Lineage], trial: FrozenTrial) -> None:
         number = trial.user_attrs.get("configuration")
         if number is None:
-            continue
-        segments = accepted.setdefault(number, [])
+            return
+        segments = found[number].segments if number in found else ()
         if trial.user_attrs["parent"] == (segments[-1].number if segments else None):
-            segments.append(trial)
-    return {
-        n: Lineage(number=n, segments=tuple(segments), max_retries=max_retries)
-        for n, segments in sorted(accepted.items())
-    }
+            found[number] = Lineage(number=number, segments=(*segments, trial), max_retries=self._max_retries)
 
 
 def duplicates(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Open trials that lost against a lower number."""
-    kept = {segment.number for lineage in lineages(trials).values() for segment in lineage.segments}
-    return [t for t in trials if not t.state.is_finished() and t.number not in kept]
+    still_open = [t for t in trials if not t.state.is_finished()]
+    theirs = {t.user_attrs.get("configuration") for t in still_open}  # of thousands that are done nothing is asked
+    concerned = lineages(t for t in trials if t.user_attrs.get("configuration") in theirs)
+    kept = {segment.number for lineage in concerned.values() for segment in lineage.segments}
+    return [t for t in still_open if t.number not in kept]

@@ -1,6 +1,6 @@
 """What a study is: everything that decides its result. Stored in the study; the same name means the same spec."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -24,6 +24,9 @@ class StudySpec:
         eta: one in `eta` configurations of a rung goes on.
         others: further objectives beside `monitor`, with their directions.
         constraints: metrics that are to be at most 0.
+        pruner_args: arguments of an Optuna pruner.
+        points: the first configurations, as far as they are given: enqueued ones, or those of a grid.
+        warm_start: the study whose results the sampler is shown as well.
     """
 
     experiment: str
@@ -40,6 +43,9 @@ class StudySpec:
     pruner: str
     sampler: str
     seed: int
+    pruner_args: Mapping[str, Any] = field(default_factory=dict)
+    points: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    warm_start: str | None = None
     others: Mapping[str, Direction] = field(default_factory=dict)
     constraints: tuple[str, ...] = ()
 
@@ -72,12 +78,18 @@ class StudySpec:
 ACCEPTABLE = frozenset({"code", "data"})
 
 
+def is_growth(name: str, stored: Any, given: Any) -> bool:
+    """Whether a change of this field only asks for more of the same search: then it is continued."""
+    return name == "configurations" and given > stored
+
+
 def refuse_change(study: str, differences: Mapping[str, tuple[Any, Any]], *, accept: bool) -> None:
     """Raises unless the differences of a spec are none, or accepted ones.
 
     Raises:
         UsageError: with the differences, and what to do.
     """
+    differences = {name: pair for name, pair in differences.items() if not is_growth(name, *pair)}
     if not differences or (accept and set(differences) <= ACCEPTABLE):
         return
     shown = ", ".join(f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in differences.items())
