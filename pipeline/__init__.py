@@ -1,7 +1,7 @@
 """Thaw: hyperparameter sweeps that survive.
 
-What an experiment file imports. `Run` and `Checkpoint` are loaded when they are first used, so that the command
-line answers before torch is imported.
+What an experiment file imports, and a notebook. `Run`, `Checkpoint` and `Study` are loaded when they are first used,
+so that the command line answers before torch is imported.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,10 @@ from pipeline.experiment import Experiment, Stage
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint
+    from pipeline.results import Study
     from pipeline.run import Run
 
-__all__ = ["Checkpoint", "CheckpointError", "Experiment", "Run", "Stage", "ThawError", "UsageError"]
+__all__ = ["Checkpoint", "CheckpointError", "Experiment", "Run", "Stage", "Study", "ThawError", "UsageError"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,4 +26,8 @@ def __getattr__(name: str) -> Any:
         from pipeline.checkpoint import Checkpoint
 
         return Checkpoint
+    if name == "Study":
+        from pipeline.results import Study
+
+        return Study
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

@@ -81,6 +81,11 @@ def _sweep(
             pruner=options.pruner,
             sampler=options.sampler,
             seed=options.seed,
+            pruner_args=options.pruner_args,
+            enqueue=options.enqueue,
+            enqueue_file=options.enqueue_file,
+            grid=options.grid,
+            warm_start=options.warm_start,
         ),
         workers=options.workers,
         accept_change=options.accept_change,
@@ -116,11 +121,11 @@ def prepare_command(arguments: Sequence[str], stop: StopRequest) -> int:
 
 
 def resume_command(arguments: Sequence[str], stop: StopRequest) -> int:
-    """Continues a study, or gives one of its configurations the whole budget."""
+    """Continues a study, or gives configurations of it the whole budget, or more."""
     options: ResumeOptions = parse(_prog("resume"), resume_command.__doc__ or "", {"": ResumeOptions}, arguments)[""]
     session = Session(options.storage, stop, local.start_forkserver())
     study, file = session.reopen_study(options.study, accept_change=options.accept_change)
-    return summary.report(session.work(study, file, options.how(), configuration=options.configuration))
+    return summary.report(session.work(study, file, options.how(), reopening=options.reopening()))
 
 
 def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> int:

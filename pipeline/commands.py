@@ -1,11 +1,14 @@
 """What each command can be told: its flags, with their types, defaults and help texts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from pipeline.checkpoint import Schedule
 from pipeline.checkpoint.pace import Every
 from pipeline.errors import UsageError
-from pipeline.options import seconds
-from pipeline.session import How
+from pipeline.options import REPEATABLE, seconds
+from pipeline.session import How, Reopening
 from pipeline.sweep.lineage import MAX_RETRIES
 from pipeline.sweep.segment import Keeping
 
@@ -30,6 +33,7 @@ class WorkOptions(CommonOptions):
     Attributes:
         workers: processes that train at the same time
         timeout: stop resumably after this time, for instance 90s, 30m or 2h
+        max_total_epochs: pause when all configurations together have had so many epochs, in this command and before
         checkpoint_every_s: seconds of training between checkpoints inside an epoch; auto: as many as 1% of it allows
         keep_gb: delete checkpoints of the study that are needed least, until it has no more GB than this
         outage_s: how long a store that fails is tried again before training stops, resumably
@@ -41,6 +45,7 @@ class WorkOptions(CommonOptions):
 
     workers: int = 2
     timeout: str | None = None
+    max_total_epochs: int | None = None
     checkpoint_every_s: Every = 60.0
     keep_gb: float | None = None
     outage_s: float = 60.0
@@ -56,6 +61,8 @@ class WorkOptions(CommonOptions):
             raise UsageError(f"--checkpoint-every-s {self.checkpoint_every_s}: expected more than 0")
         if self.keep_gb is not None and self.keep_gb <= 0:
             raise UsageError(f"--keep-gb {self.keep_gb}: expected more than 0")
+        if self.max_total_epochs is not None and self.max_total_epochs < 1:
+            raise UsageError(f"--max-total-epochs {self.max_total_epochs}: expected at least 1")
         if self.max_retries < 0:
             raise UsageError(f"--max-retries {self.max_retries}: expected at least 0")
         if self.hang_timeout_s is not None and self.hang_timeout_s <= 0:
@@ -71,6 +78,7 @@ class WorkOptions(CommonOptions):
         return How(
             workers=self.workers,
             timeout_s=None if self.timeout is None else seconds(self.timeout),
+            max_total_epochs=self.max_total_epochs,
             max_retries=self.max_retries,
             hang_timeout_s=self.hang_timeout_s,
             workers_per_gpu=self.workers_per_gpu,
@@ -88,22 +96,32 @@ class SweepOptions(WorkOptions):
 
     Attributes:
         study: the study's name; by default from the file and its data options
-        configurations: how many configurations to draw
+        configurations: how many configurations to draw; by default 24, or the whole grid
         max_epochs: epochs a configuration gets at most; by default the experiment's
         min_epochs: the first epoch at which configurations are compared
         eta: one in so many configurations goes on to the next comparison
-        pruner: halving, none, median or successive-halving
-        sampler: tpe, random or gp
+        pruner: halving, hyperband, median, percentile, patient, wilcoxon, threshold, successive-halving or none
+        pruner_args: arguments of an Optuna pruner, for instance '{percentile: 25, n_startup_trials: 3}'
+        sampler: tpe, gp, cmaes, random, qmc or grid
+        grid: values of parameters for the grid, for instance '{lr: [0.1, 0.01]}'; the others by their own steps
+        enqueue: a known good point to begin with, for instance lr=0.01,width=64; may be given again
+        enqueue_file: such points as a CSV table, a column for each parameter; what is empty is drawn
+        warm_start: another study of the same database, whose results the sampler is shown as well
         seed: seed of the search and of every training
     """
 
     study: str | None = None
-    configurations: int = 24
+    configurations: int | None = None
     max_epochs: int | None = None
     min_epochs: int = 1
     eta: int = 3
     pruner: str = "halving"
+    pruner_args: dict[str, Any] = field(default_factory=dict)
     sampler: str = "tpe"
+    grid: dict[str, Any] = field(default_factory=dict)
+    enqueue: tuple[str, ...] = field(default=(), metadata={REPEATABLE: True})
+    enqueue_file: Path | None = None
+    warm_start: str | None = None
     seed: int = 0
 
 
@@ -129,11 +147,39 @@ class ResumeOptions(WorkOptions):
 
     Attributes:
         study: the study to continue
-        configuration: give this configuration the whole budget, from its last checkpoint
+        configuration: give this configuration the whole budget, or max_epochs, from its last checkpoint
+        top: give so many of the best max_epochs; decided once, so that the same command again means the same ones
+        max_epochs: more epochs than the study gives
+        schedule: what a learning rate does beyond its planned end: keep (its scheduler's state as saved, whatever that
+            comes to), stretch (the same shape over max_epochs, from the present epoch on), constant (the last rate)
     """
 
     study: str
     configuration: int | None = None
+    top: int | None = None
+    max_epochs: int | None = None
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.configuration is not None and self.top is not None:
+            raise UsageError("resume: give either --configuration NUMBER or --top COUNT")
+        if self.top is not None and self.top < 1:
+            raise UsageError(f"--top {self.top}: expected at least 1")
+        if self.top is not None and self.max_epochs is None:
+            raise UsageError(f"--top {self.top}: to how many epochs? add --max-epochs")
+        if self.max_epochs is not None and self.configuration is None and self.top is None:
+            raise UsageError(f"--max-epochs {self.max_epochs}: of which? add --top COUNT or --configuration NUMBER")
+        if self.schedule is not None and self.max_epochs is None:
+            raise UsageError(f"--schedule {self.schedule}: it is for more epochs than planned; add --max-epochs")
+
+    def reopening(self) -> Reopening | None:
+        """Which configurations get more epochs; None for the study as it is."""
+        if self.configuration is None and self.top is None:
+            return None
+        return Reopening(
+            configuration=self.configuration, top=self.top, max_epochs=self.max_epochs, schedule=self.schedule
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any, Literal, get_type_hints
 from blake3 import blake3
 
 from pipeline.errors import ThawError, UsageError
+
+Direction = Literal["minimize", "maximize"]
 
 
 @dataclass(frozen=True)
@@ -43,36 +45,59 @@ class Experiment:
     Attributes:
         config: frozen dataclass; one instance is one configuration.
         train: the training loop, `train(config, run) -> None`, or a tuple of stages.
-        monitor: name of the reported metric by which epochs and configurations are compared.
-        direction: whether less or more of the monitored metric is better.
+        monitor: name of the reported metric by which epochs and configurations are compared. Several names make several
+            objectives; the first decides which epoch of a configuration is its best.
+        direction: whether less or more of the monitored metric is better; one for each of several.
         max_epochs: epochs a configuration gets at most; with stages it is their sum, and left out.
         suggest: draws a configuration, `suggest(trial: optuna.Trial) -> config`; needed to sweep.
         data: frozen dataclass of the options of `prepare`. Its fields of type `Path` are input files.
         prepare: loads and splits, `prepare(data) -> {name: DataFrame}`; runs once per study.
         evaluate: judges the best weights on data that `train` never saw, `evaluate(config, run) -> {name: float}`.
+        patience: a configuration (with stages, a stage) is complete early, after so many epochs in a row in which the
+            monitored metric has not improved; None trains all of them.
+        min_delta: by how much it has to get better to have improved.
+        constraints: names of reported metrics that are to be at most 0; what breaks one is worse than all others.
     """
 
     config: type[Any]
     train: Callable[[Any, Any], None] | tuple[Stage, ...]
-    monitor: str
-    direction: Literal["minimize", "maximize"]
+    monitor: str | tuple[str, ...]
+    direction: Direction | tuple[Direction, ...]
     max_epochs: int = 0
     suggest: Callable[[Any], Any] | None = None
     data: type[Any] | None = None
     prepare: Callable[[Any], Mapping[str, Any]] | None = None
     evaluate: Callable[[Any, Any], Mapping[str, float]] | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
+    constraints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, cls in (("config", self.config), ("data", self.data)):
             if cls is not None and not (inspect.isclass(cls) and is_dataclass(cls)):
                 raise UsageError(f"Experiment({name}=...): expected a dataclass, found {cls!r}")
-        if self.direction not in ("minimize", "maximize"):
+        names, directions = _tuple(self.monitor), _tuple(self.direction)
+        if not directions or not set(directions) <= {"minimize", "maximize"}:
             raise UsageError(f"Experiment(direction={self.direction!r}): expected 'minimize' or 'maximize'")
+        if len(names) != len(directions) or len(set(names)) < len(names):
+            raise UsageError(
+                f"Experiment(monitor={self.monitor!r}, direction={self.direction!r}): expected different metrics, "
+                "and a direction for each"
+            )
+        constraints: object = self.constraints
+        if not isinstance(constraints, tuple) or set(constraints) & set(names):
+            raise UsageError(
+                f"Experiment(constraints={self.constraints!r}): expected a tuple of metrics that are not monitored"
+            )
         if isinstance(self.train, tuple):
             self._check_stages(self.train)
             object.__setattr__(self, "max_epochs", sum(stage.max_epochs for stage in self.train))
         elif self.max_epochs < 1:
             raise UsageError(f"Experiment(max_epochs={self.max_epochs}): expected at least 1")
+        if self.patience is not None and self.patience < 1:
+            raise UsageError(f"Experiment(patience={self.patience}): expected at least 1, or None")
+        if not self.min_delta >= 0 or (self.min_delta and self.patience is None):
+            raise UsageError(f"Experiment(min_delta={self.min_delta}): expected at least 0, and `patience` with it")
         if self.data is not None and self.prepare is None:
             raise UsageError("Experiment(data=...): options of `prepare`, but `prepare` is missing")
 
@@ -92,9 +117,34 @@ class Experiment:
             return self.train
         return (Stage("train", self.train, max_epochs=self.max_epochs),)
 
+    @property
+    def objectives(self) -> dict[str, Direction]:
+        """The direction of each monitored metric."""
+        return dict(zip(_tuple(self.monitor), _tuple(self.direction), strict=True))
+
+    @property
+    def leading(self) -> str:
+        """The monitored metric; of several, the first."""
+        return next(iter(self.objectives))
+
     def better(self, value: float, than: float) -> bool:
-        """Whether one monitored value beats another; nan beats nothing."""
-        return value < than if self.direction == "minimize" else value > than
+        """Whether one value of the leading metric beats another; nan beats nothing."""
+        return value < than if self.objectives[self.leading] == "minimize" else value > than
+
+    def is_feasible(self, metrics: Mapping[str, float]) -> bool:
+        """Whether these metrics break none of the constraints."""
+        return all(metrics[name] <= 0 for name in self.constraints)
+
+    def has_lost_patience(self, values: Sequence[float], *, since: int = 0) -> bool:
+        """Whether a stage with these monitored values, one an epoch, ends early; epochs are counted from `since`."""
+        if self.patience is None or not values:
+            return False
+        delta = self.min_delta if self.objectives[self.leading] == "minimize" else -self.min_delta
+        best, improved = values[0], 1
+        for epoch, value in enumerate(values[1:], start=2):
+            if self.better(value + delta, best):
+                best, improved = value, epoch
+        return len(values) - max(improved, since) >= self.patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +168,10 @@ class ExperimentFile:
             digest.update(f"{source.relative_to(self.path.parent)} {len(content)}\n".encode())
             digest.update(content)
         return digest.hexdigest()
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def load_experiment(file: str | Path, module_name: str | None = None) -> ExperimentFile:

@@ -12,6 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from pipeline.errors import UsageError
 
+# In the metadata of a field: its flag may be given again and again, or several values at once between semicolons.
+REPEATABLE = "repeatable"
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -60,6 +62,9 @@ def _add_fields(group: Any, name: str, cls: type[Any], defaults: Any) -> None:
         if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
             _add_fields(group, dotted, hint, default if given else None)
             continue
+        if REPEATABLE in field.metadata:
+            group.add_argument(f"--{dotted}", type=str, action="append", help=helps.get(field.name, " "))
+            continue
         # A required field of a user's dataclass is required here as well.
         group.add_argument(
             f"--{dotted}",
@@ -75,13 +80,18 @@ def _instance(cls: type[Any], name: str, found: Namespace) -> Any:
     for field in dataclasses.fields(cls):
         dotted, hint = _dotted(name, field.name), hints[field.name]
         nested = inspect.isclass(hint) and dataclasses.is_dataclass(hint)
-        values[field.name] = _instance(hint, dotted, found) if nested else found[dotted.replace("-", "_")]
+        value = _instance(hint, dotted, found) if nested else found[dotted.replace("-", "_")]
+        values[field.name] = _split(value) if REPEATABLE in field.metadata else value
     try:
         return cls(**values)
     except UsageError:
         raise
     except (ValueError, TypeError) as error:  # the dataclass's own checks
         raise UsageError(f"--{name}.*: {error}" if name else str(error)) from error
+
+
+def _split(given: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(part for text in given or () for part in text.split(";") if part.strip())
 
 
 def _dotted(group: str, field: str) -> str:

@@ -25,11 +25,14 @@ from pipeline.checkpoint import (
     Manifest,
     Position,
     Report,
+    Schedule,
+    Schedules,
     Snapshots,
     capture_generators,
     capture_random,
     check_encodable,
     check_names,
+    check_schedule,
     checkpoint_name,
     generators,
     restore,
@@ -77,6 +80,7 @@ class Run:
         origin: Mapping[str, Any],
         resumed: tuple[Manifest, dict[str, Any]] | None,
         checkpoint_every_s: Every = 60.0,
+        schedule: Schedule | None = None,
     ) -> None:
         self.seed = seed
         self.stage = stage
@@ -107,12 +111,14 @@ class Run:
         self._resumed: dict[str, Any] | None = None
         self._inside = False  # resumed in the middle of an epoch whose batches were not yet asked for
         self._previous: str | None = None
+        self._patience_from = 0  # finished epochs when one that had stopped early was given more
+        self._schedules: Schedules | None = None
         self.done = False
         self.stopped: Stopped | None = None
         # Each stage from a state of its own, so that what is constructed before `track` is the same when resumed.
         seed_all(seed_for(seed, stage) if stage else seed)
         if resumed is not None:
-            self._resume(*resumed)
+            self._resume(*resumed, schedule)
 
     @classmethod
     def local(
@@ -123,11 +129,13 @@ class Run:
         seed: int = 0,
         max_epochs: int | None = None,
         data: Mapping[str, Any] | None = None,
+        schedule: Schedule | None = None,
     ) -> "Run":
         """A run for a notebook or a debugger: no MLflow, no Optuna; its checkpoints lie in `folder`.
 
         The same folder again continues; every checkpoint is kept. Without `data`, the experiment's `prepare` is
-        called with its defaults.
+        called with its defaults. With more `max_epochs` than before, `schedule` says what the learning rate's does
+        beyond its planned end (see `pipeline.checkpoint.schedules`).
         """
         if data is None and experiment.prepare is not None:
             data = experiment.prepare(experiment.data() if experiment.data else None)
@@ -143,6 +151,7 @@ class Run:
             data=data or {},
             origin={},
             resumed=segment.resume(),
+            schedule=schedule,
         )
 
     def track(self, **objects: Any) -> None:
@@ -162,8 +171,10 @@ class Run:
         self._objects |= objects
         check_encodable(self._objects)  # now, rather than after the first epoch
         if self._resumed is not None:
+            if self._schedules is not None:
+                self._schedules.built(objects)
             # All of them again: what was constructed in between may have changed what was loaded before.
-            restore(self._objects, self._resumed)
+            self._restore(self._resumed)
 
     def epochs(self) -> Iterator[int]:
         """The epochs that remain, by their absolute numbers: 0, 1, 2 ...
@@ -191,7 +202,7 @@ class Run:
         self._watch()
         rng = capture_random()
         try:
-            while self.epoch < self.max_epochs:
+            while not self._is_over():
                 self._epoch_start = {"rng": rng, "generators": capture_generators(self._objects)}
                 yield self.epoch
                 rng = self._turn(inspect.currentframe())
@@ -224,7 +235,7 @@ class Run:
             assert self._resumed is not None
             self._inside = False
             self._means = {name: list(mean) for name, mean in self._resumed["loop"]["means"].items()}
-            restore(self._objects, self._resumed)
+            self._restore(self._resumed)
             restore_random(self._resumed["rng"])
             self._resumed = None
         end = object()
@@ -270,11 +281,11 @@ class Run:
         values: dict[str, float] = means | {
             name: _number(f"run.report({name}=...)", value) for name, value in metrics.items()
         }
-        if self._experiment.monitor not in values:
-            raise UsageError(
-                f"run.report({', '.join(f'{n}=...' for n in values)}) lacks the monitored metric; "
-                f"add {self._experiment.monitor}=..."
-            )
+        for name in (*self._experiment.objectives, *self._experiment.constraints):
+            if name not in values:
+                what = "constraint" if name in self._experiment.constraints else "monitored metric"
+                given = ", ".join(f"{n}=..." for n in values)
+                raise UsageError(f"run.report({given}) lacks the {what}; add {name}=...")
         self._report = Report(epoch=len(self._history) + 1, time_ms=time.time_ns() // 1_000_000, metrics=values)
 
     def finish(self) -> Best:
@@ -329,7 +340,12 @@ class Run:
         """The reports of all finished epochs of this configuration."""
         return self._history
 
-    def _resume(self, manifest: Manifest, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
+        restore(self._objects, state)
+        if self._schedules is not None:
+            self._schedules.loaded(self._objects)
+
+    def _resume(self, manifest: Manifest, state: dict[str, Any], schedule: Schedule | None) -> None:
         self.epoch, self.batch = manifest.position.epoch, manifest.position.batch
         self.step = manifest.step
         self._history, self._best = manifest.history, manifest.best
@@ -339,7 +355,17 @@ class Run:
             self._resumed = state
             self._loader_state = self._loader_saved = state["loop"]["loader"]
             self._inside = self.batch > 0
-            self.done = state["loop"]["done"]
+            loop = state["loop"]
+            self._patience_from = loop["patience_from"]
+            is_longer = len(self._experiment.stages) == 1 and loop["max_epochs"] != self.max_epochs
+            if is_longer:
+                check_schedule(state, epochs=self.epoch, max_epochs=self.max_epochs, schedule=schedule)
+                if self._has_lost_patience():
+                    self._patience_from = len(self._history)
+            stretch = is_longer and schedule == "stretch"
+            held = (is_longer and schedule == "constant") or (loop["held"] and not stretch)
+            self._schedules = Schedules(state, stretch=stretch, held=held)
+            self.done = loop["done"] and not is_longer
 
     def _turn(self, frame: FrameType | None) -> dict[str, Any]:
         """Ends the epoch; returns the random state that the next one starts with."""
@@ -347,7 +373,7 @@ class Run:
             caller = frame.f_back if frame is not None else None
             place = f" ({caller.f_code.co_filename}, line {caller.f_lineno})" if caller is not None else ""
             raise UsageError(
-                f"epoch {self.epoch} ended without a report; add `run.report({self._experiment.monitor}=...)` "
+                f"epoch {self.epoch} ended without a report; add `run.report({self._experiment.leading}=...)` "
                 f"to the epochs loop{place}"
             )
         if self._inside:
@@ -356,12 +382,23 @@ class Run:
             )
         report = self._report
         snapshot = self._complete_epoch(report)
-        stop = self._segment.asked_to_stop() if self.epoch < self.max_epochs else None
-        stop = self._segment.after_epoch(report) or stop
+        stop = None if self._is_over() else self._segment.asked_to_stop()
+        if not self._has_lost_patience():
+            stop = self._segment.after_epoch(report) or stop
         if stop:
             self._leave(stop)
         rng: dict[str, Any] = snapshot.state["rng"]
         return rng
+
+    def _is_over(self) -> bool:
+        return self.epoch >= self.max_epochs or self._has_lost_patience()
+
+    def _has_lost_patience(self) -> bool:
+        """Whether the experiment's patience with this stage is at its end; its reports alone say so."""
+        before = len(self._history) - self.epoch
+        monitor = self._experiment.leading
+        values = [report.metrics[monitor] for report in self._history[before:]]
+        return self._experiment.has_lost_patience(values, since=max(0, self._patience_from - before))
 
     def _leave(self, why: str) -> NoReturn:
         self._settle()  # the user's `finally` may change weights
@@ -373,17 +410,29 @@ class Run:
         self._segment.moved(self._position())
         self._history += (report,)
         self._report, self._means = None, {}
-        value = report.metrics[self._experiment.monitor]
-        if not math.isfinite(value):
-            raise DivergedError(f"{self._experiment.monitor} is {value} after epoch {report.epoch}")
+        for name in self._experiment.objectives:
+            if not math.isfinite(report.metrics[name]):
+                raise DivergedError(f"{name} is {report.metrics[name]} after epoch {report.epoch}")
+        for name in self._experiment.constraints:
+            if math.isnan(report.metrics[name]):
+                raise DivergedError(f"{name}, a constraint, is nan after epoch {report.epoch}")
         self._settle()
-        if self._best is None or self._experiment.better(value, self._best.value):
+        if self._is_best(report):
             self._best_before = self._best
+            value = report.metrics[self._experiment.leading]
             self._best = Best(epoch=report.epoch, value=value, checkpoint=self._name())
         snapshot = self._snapshot()
         self._feed = None
         self._commit(snapshot)
         return snapshot
+
+    def _is_best(self, report: Report) -> bool:
+        if self._best is None:
+            return True
+        is_feasible = self._experiment.is_feasible(report.metrics)
+        if is_feasible is not self._experiment.is_feasible(self._history[self._best.epoch - 1].metrics):
+            return is_feasible
+        return self._experiment.better(report.metrics[self._experiment.leading], self._best.value)
 
     def _name(self) -> str:
         return checkpoint_name(self._position(), self._segment.trial)
@@ -414,6 +463,10 @@ class Run:
             "loader": self._loader_state,
             "previous": self._previous,
             "done": self.done,
+            "max_epochs": self.max_epochs,
+            "patience_from": self._patience_from,
+            "stops_early": self._has_lost_patience(),
+            "held": self._schedules is not None and self._schedules.held,
         }
         taken = self._watch().take(inside=inside, at_once=must_stand)
         self._pace.taken(taken)

@@ -3,16 +3,16 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, Schedule
 from pipeline.databases import sqlite_url
 from pipeline.engines import local
 from pipeline.engines.child import Job
@@ -20,12 +20,16 @@ from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import ExperimentFile, default_params, from_params, load_experiment, to_params
 from pipeline.signals import StopRequest
 from pipeline.stages.prepare import data_digest, prepare
-from pipeline.sweep.finish import Evaluation, evaluate_best, ranking, synchronise
+from pipeline.sweep.budget import left
+from pipeline.sweep.finish import Evaluation, evaluate_best, front, ranking, synchronise
 from pipeline.sweep.lineage import PREEMPTED
+from pipeline.sweep.objectives import check_objectives
 from pipeline.sweep.opening import check_study_name, open_study, reopen_study
 from pipeline.sweep.patience import Unsaved, patient, patiently
-from pipeline.sweep.reopening import reopen
-from pipeline.sweep.samplers import check_names
+from pipeline.sweep.points import enqueued, grid
+from pipeline.sweep.pruners import check_pruner
+from pipeline.sweep.reopening import extend_best, reopen
+from pipeline.sweep.samplers import check_sampler
 from pipeline.sweep.schedule import is_over, is_search_over
 from pipeline.sweep.segment import Keeping
 from pipeline.sweep.spec import StudySpec
@@ -33,24 +37,37 @@ from pipeline.sweep.standing import Standing, standing
 from pipeline.sweep.storage import locked, prepare_storage
 from pipeline.sweep.study import Study, study_names
 from pipeline.sweep.verifying import Verdict, verify_run, verify_study
+from pipeline.sweep.warm import snapshot
 from pipeline.sweep.worker import Site
 from pipeline.tracking import runs, server
 from pipeline.tracking.tables import Tables
 
 log = logging.getLogger("pipeline")
+CONFIGURATIONS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The search of a sweep: the part of its spec that the user sets. See `StudySpec`."""
+    """The search of a sweep: the part of its spec that the user sets. See `StudySpec`.
 
-    configurations: int
+    Attributes:
+        configurations: how many; None for all points of a grid, else 24.
+        enqueue, enqueue_file: known points, as texts and as a table.
+        grid: values of parameters, for the sampler `grid`.
+    """
+
+    configurations: int | None
     max_epochs: int | None
     min_epochs: int
     eta: int
     pruner: str
     sampler: str
     seed: int
+    pruner_args: Mapping[str, Any] = field(default_factory=dict)
+    enqueue: Sequence[str] = ()
+    enqueue_file: Path | None = None
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    warm_start: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +76,26 @@ class How:
 
     workers: int
     timeout_s: float | None
+    max_total_epochs: int | None
     max_retries: int
     hang_timeout_s: float | None
     workers_per_gpu: int
     keeping: Keeping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reopening:
+    """Which configurations get more epochs than the search gave them: one, or the best.
+
+    Attributes:
+        max_epochs: how many they get; None for what the study's spec gives.
+        schedule: what their learning rates' schedules do beyond their planned ends.
+    """
+
+    configuration: int | None = None
+    top: int | None = None
+    max_epochs: int | None = None
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +105,17 @@ class Result:
     Attributes:
         finished: nothing is left to do; else it was stopped and can be resumed.
         trained: whether anything was trained by this command.
-        configuration: the only one that was to be trained, None when it was the whole study.
+        only: those that were to be trained, None when it was the whole study.
         evaluation: of the best configuration, if it was asked for.
+        budget: of epochs, if that is what ended the work.
     """
 
     study: Study
     finished: bool
     trained: bool
-    configuration: int | None
+    only: tuple[int, ...] | None
     evaluation: Evaluation | None
+    budget: int | None = None
 
 
 class Session:
@@ -111,7 +146,9 @@ class Session:
         Raises:
             UsageError: the plan cannot be carried out, or the name is taken by another spec.
         """
-        check_names(sampler=plan.sampler, pruner=plan.pruner)
+        check_sampler(plan.sampler)
+        check_pruner(plan.pruner, plan.pruner_args)
+        check_objectives(file.experiment.objectives, sampler=plan.sampler, pruner=plan.pruner)
         if file.experiment.suggest is None:
             raise UsageError(f"{file.path.name}: declares no `suggest`, so there is nothing to sweep; use `train`")
         changed = _changed(data)
@@ -162,27 +199,39 @@ class Session:
         file: ExperimentFile,
         how: How,
         *,
-        configuration: int | None = None,
+        reopening: Reopening | None = None,
         evaluate: bool = False,
     ) -> Result:
-        """Trains what is left to train, then evaluates the best if wanted.
+        """Trains what is left to train, or only what is reopened, then evaluates the best if wanted.
 
-        With `configuration` only that one is trained, to the full budget. Raises Unsaved if the study's database is
-        away for too long.
+        Raises Unsaved if the study's database is away for too long.
         """
         evaluation = None
         study = patient(study, how.keeping.outage_s)
         study.limit_retries(how.max_retries)
         with self._shown(study, how.keeping.outage_s):
-            todo = not is_over(study) if configuration is None else reopen(study, configuration)
-            finished = not todo or self._train(study, how, configuration)
-            if finished and evaluate and file.experiment.evaluate is not None:
+            only, todo = (None, not is_over(study)) if reopening is None else self._reopen(study, file, reopening)
+            finished = not todo or self._train(study, how, only)
+            if finished and evaluate and file.experiment.evaluate is not None and len(front(study)) <= 1:
                 evaluation = self.evaluate(study, file, None)
-        return Result(study=study, finished=finished, trained=todo, configuration=configuration, evaluation=evaluation)
+            limit = how.max_total_epochs
+            ended = finished and limit is not None and left(study.lineages(), limit) <= 0 and not is_over(study)
+        return Result(
+            study=study,
+            finished=finished,
+            trained=todo,
+            only=only,
+            evaluation=evaluation,
+            budget=limit if ended else None,
+        )
 
     def evaluate(self, study: Study, file: ExperimentFile, configuration: int | None) -> Evaluation:
         """Evaluates a configuration, the best by default, and registers its model."""
         return evaluate_best(study, file, configuration)
+
+    def load(self, name: str) -> Study:
+        """A study by its name. Raises: UsageError."""
+        return Study.load(name, self._url)
 
     def status(self, name: str | None) -> list[Standing]:
         """How a study stands, or each study there is."""
@@ -203,17 +252,32 @@ class Session:
             runs.check_exists(run)
         return Checkpoint.open(run, which)
 
-    def _train(self, study: Study, how: How, configuration: int | None) -> bool:
+    def _reopen(self, study: Study, file: ExperimentFile, wanted: Reopening) -> tuple[tuple[int, ...], bool]:
+        """The configurations, and whether anything is left to train of them."""
+        if wanted.max_epochs is not None and len(file.experiment.stages) > 1:
+            raise UsageError(
+                f"--max-epochs {wanted.max_epochs}: {file.path.name} has stages, and each Stage says its own"
+            )
+        with locked(self._url):  # two commands at once choose the same
+            if wanted.configuration is None:
+                assert wanted.top is not None and wanted.max_epochs is not None
+                return extend_best(study, wanted.top, max_epochs=wanted.max_epochs, schedule=wanted.schedule)
+            only = (wanted.configuration,)
+            return only, reopen(study, only, max_epochs=wanted.max_epochs, schedule=wanted.schedule)
+
+    def _train(self, study: Study, how: How, only: tuple[int, ...] | None) -> bool:
         assert self._context is not None
         job = Job(
             study=study.name,
             storage=self._url,
-            workers=how.workers if configuration is None else 1,
+            tracking_uri=server.uri(),
+            workers=how.workers if only is None else min(how.workers, len(only)),
             timeout_s=how.timeout_s,
+            max_total_epochs=how.max_total_epochs,
             hang_timeout_s=how.hang_timeout_s,
             workers_per_gpu=how.workers_per_gpu,
             keeping=how.keeping,
-            only=None if configuration is None else (configuration,),
+            only=only,
         )
         with self._stop.deferred():
             return local.run(job, self._context, self._stop)
@@ -269,15 +333,17 @@ class Session:
         # Two commands that begin one study at once would prepare its data twice and give it two MLflow runs.
         with locked(self._url):
             tables = self.prepare(file, data)
+            spec = _spec(file, data, tables, plan, config)
             return open_study(
                 name,
                 self._url,
-                _spec(file, data, tables, plan, config),
+                spec,
                 file,
                 tables,
                 experiment_id=self._experiment_id,
                 workers=workers,
                 accept_change=accept_change,
+                first=lambda: snapshot(self._url, spec, file),
             )
 
 
@@ -288,22 +354,47 @@ def _spec(
     assert plan.max_epochs is not None
     if len(experiment.stages) > 1 and plan.max_epochs != experiment.max_epochs:
         raise UsageError(f"--max-epochs {plan.max_epochs}: {file.path.name} has stages, and each Stage says its own")
+    points = _points(file, plan)
+    configurations = plan.configurations
+    if configurations is None:
+        configurations = len(points) if plan.sampler == "grid" else CONFIGURATIONS
+    if plan.sampler == "grid":
+        configurations = min(configurations, len(points))
+    elif len(points) > configurations:
+        raise UsageError(f"--configurations {configurations}: {len(points)} points are enqueued")
     return StudySpec(
         experiment=file.path.name,
         code=file.code_digest,
         data=data_digest(tables),
         data_options={} if data is None else to_params(data),
         config=config,
-        monitor=experiment.monitor,
-        direction=experiment.direction,
-        configurations=plan.configurations,
+        monitor=experiment.leading,
+        direction=experiment.objectives[experiment.leading],
+        configurations=configurations,
         max_epochs=plan.max_epochs,
         min_epochs=min(plan.min_epochs, plan.max_epochs),
         eta=plan.eta,
         pruner=plan.pruner,
         sampler=plan.sampler,
         seed=plan.seed,
+        others={name: one for name, one in experiment.objectives.items() if name != experiment.leading},
+        constraints=experiment.constraints,
+        pruner_args=dict(plan.pruner_args),
+        points=points,
+        warm_start=plan.warm_start,
     )
+
+
+def _points(file: ExperimentFile, plan: Plan) -> list[dict[str, Any]]:
+    """The configurations that are given."""
+    enqueues = bool(plan.enqueue) or plan.enqueue_file is not None
+    if plan.sampler != "grid":
+        if plan.grid:
+            raise UsageError(f"--grid: says the values of --sampler grid; the sampler is {plan.sampler}")
+        return enqueued(file, plan.enqueue, plan.enqueue_file) if enqueues else []
+    if enqueues:
+        raise UsageError("--enqueue: a grid has its points; give it more values with --grid")
+    return grid(file, plan.grid, plan.seed)
 
 
 def _state(study: Study, *, over: bool) -> str:

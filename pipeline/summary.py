@@ -6,9 +6,11 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.proving.plan import describe
 from pipeline.proving.prove import Proof
 from pipeline.session import Result
-from pipeline.sweep.finish import Evaluation, ranking, state_of
+from pipeline.sweep.budget import spent
+from pipeline.sweep.finish import Evaluation, front, ranking, state_of
 from pipeline.sweep.lineage import Lineage
 from pipeline.sweep.schedule import is_over
+from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.standing import Standing
 from pipeline.sweep.study import Study
 from pipeline.sweep.verifying import Verdict
@@ -39,8 +41,11 @@ def report(result: Result) -> int:
     _print_links(study, result.evaluation)
     if not result.finished:
         return STOPPED
-    if result.configuration is not None:
-        return FAILED if study.lineages()[result.configuration].failed() else DONE
+    if result.budget is not None:
+        return DONE
+    if result.only is not None:
+        found = study.lineages()
+        return FAILED if any(found[number].failed() for number in result.only) else DONE
     return DONE if ranking(study) else FAILED
 
 
@@ -72,7 +77,7 @@ def status(found: list[Standing]) -> int:
                 (
                     _name(each.lineage),
                     each.state,
-                    f"{each.lineage.epochs}/{one.study.spec.max_epochs}",
+                    f"{each.lineage.epochs}/{each.lineage.extended or one.study.spec.max_epochs}",
                     "" if each.lineage.best is None else f"{each.lineage.best['value']:.6g}",
                     f"{each.size_bytes:,} bytes",
                     each.why,
@@ -152,12 +157,12 @@ def _headline(result: Result) -> str:
     study = result.study
     if not result.finished:
         return f"study {study.name}: stopped; run the same command again to continue"
-    if result.configuration is not None:
-        lineage = study.lineages()[result.configuration]
-        which = f"study {study.name}: configuration #{lineage.number:02d}"
-        if not result.trained:
-            return f"{which} has had its {lineage.epochs} epochs, nothing left to train"
-        return f"{which} is {state_of(lineage, over=True)} at epoch {lineage.epochs}"
+    if result.budget is not None:
+        trained = f"{spent(study.lineages())} epochs are trained, and --max-total-epochs {result.budget} is spent"
+        return f"study {study.name}: {trained}; give it more, or leave it out, to continue"
+    if result.only is not None:
+        found = study.lineages()
+        return "\n".join(_reopened(study, found[number], trained=result.trained) for number in result.only)
     count = len(study.lineages())
     configurations = f"{count} configuration{'s' if count != 1 else ''}"
     if not result.trained:
@@ -165,18 +170,36 @@ def _headline(result: Result) -> str:
     return f"study {study.name}: {configurations} done"
 
 
+def _reopened(study: Study, lineage: Lineage, *, trained: bool) -> str:
+    which = f"study {study.name}: configuration #{lineage.number:02d}"
+    if not trained:
+        return f"{which} has had its {lineage.epochs} epochs, nothing left to train"
+    return f"{which} is {state_of(lineage, over=True)} at epoch {lineage.epochs}"
+
+
 def _print_best(study: Study, *, over: bool) -> None:
     spec = study.spec
+    unbeaten = {lineage.number for lineage in front(study)} if spec.others else set()
+    shown = sorted(ranking(study), key=lambda one: one.number not in unbeaten)
     rows = [
         (
             _name(lineage),
             state_of(lineage, over=over),
-            f"{lineage.epochs}/{spec.max_epochs}",
-            f"{(lineage.best or {})['value']:.6g}",
+            f"{lineage.epochs}/{lineage.extended or spec.max_epochs}",
+            *_values(lineage, spec),
+            "" if lineage.is_feasible else "breaks a constraint",
         )
-        for lineage in ranking(study)[:SHOWN]
+        for lineage in shown[: max(SHOWN, len(unbeaten))]
     ]
-    _print_table(("configuration", "state", "epochs", f"best {spec.monitor}"), rows)
+    _print_table(("configuration", "state", "epochs", *(f"best {name}" for name in spec.objectives), ""), rows)
+    if len(unbeaten) > 1:
+        print(f"the first {len(unbeaten)} are each better than all others in something")
+
+
+def _values(lineage: Lineage, spec: StudySpec) -> list[str]:
+    """Its objectives at its best epoch."""
+    best = lineage.best or {}
+    return [f"{best['value']:.6g}", *(f"{best['metrics'][name]:.6g}" for name in spec.others)]
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -203,6 +226,8 @@ def _print_next(study: Study, *, over: bool) -> None:
     if not over:
         print(f"continue:  {resume}")
         return
+    if study.spec.others and len(front(study)) > 1:
+        print(f"evaluate one of the best:  python -m pipeline evaluate --study {study.name} --configuration NUMBER")
     pruned = [one for one in ranking(study) if state_of(one, over=True) == "pruned"]
     if pruned:
         print(f"take a pruned one to the end:  {resume} --configuration {pruned[0].number}")

@@ -192,3 +192,58 @@ def test_an_experiment_compares_by_its_direction():
     assert not experiment("minimize").better(2.0, 2.0)
     assert experiment("maximize").better(2.0, 1.0)
     assert not experiment("minimize").better(float("nan"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("direction", "values", "options", "lost"),
+    [
+        ("minimize", [0.5], {}, False),
+        ("minimize", [0.5, 0.5], {}, False),
+        ("minimize", [0.5, 0.5, 0.6], {}, True),
+        ("maximize", [0.5, 0.6, 0.7], {}, False),
+        ("maximize", [0.5, 0.4, 0.5], {}, True),
+        ("minimize", [0.5, 0.45, 0.41], {"min_delta": 0.1}, True),  # each is better, none by enough
+        ("minimize", [0.5, 0.45, 0.39], {"min_delta": 0.1}, False),
+        ("maximize", [0.5, 0.55, 0.59], {"min_delta": 0.1}, True),
+        ("minimize", [0.5, 0.6, 0.7], {"patience": None}, False),
+        ("minimize", [0.5, 0.6, 0.7], {"since": 2}, False),
+        ("minimize", [0.5, 0.6, 0.7], {"since": 1}, True),
+    ],
+)
+def test_patience_is_a_function_of_the_monitored_values(direction, values, options, lost):
+    given = {"patience": 2, "since": 0, **options}
+    since = given.pop("since")
+    one = Experiment(config=Config, train=print, monitor="loss", direction=direction, max_epochs=9, **given)
+    assert one.has_lost_patience(values, since=since) is lost
+
+
+@pytest.mark.parametrize("options", [{"patience": 0}, {"min_delta": 0.1}, {"patience": 2, "min_delta": -0.1}])
+def test_a_patience_that_makes_no_sense_is_refused(options):
+    with pytest.raises(UsageError, match="expected at least"):
+        Experiment(config=Config, train=print, monitor="loss", direction="minimize", max_epochs=9, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"monitor": ("loss", "cost"), "direction": "minimize"},
+        {"monitor": ("loss", "loss"), "direction": ("minimize", "minimize")},
+        {"monitor": ("loss", "cost"), "direction": ("minimize", "down")},
+        {"monitor": (), "direction": ()},
+        {"constraints": "cost"},
+        {"constraints": ("loss",)},
+    ],
+)
+def test_objectives_and_constraints_that_make_no_sense_are_refused(options):
+    usual = {"monitor": "loss", "direction": "minimize", "max_epochs": 9}
+    with pytest.raises(UsageError, match=r"Experiment\(.*\): expected"):
+        Experiment(config=Config, train=print, **{**usual, **options})
+
+
+def test_of_several_objectives_the_first_leads():
+    one = Experiment(
+        config=Config, train=print, monitor=("gain", "cost"), direction=("maximize", "minimize"), max_epochs=9
+    )
+    assert one.objectives == {"gain": "maximize", "cost": "minimize"}
+    assert one.leading == "gain"
+    assert one.better(0.2, than=0.1)

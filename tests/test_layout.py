@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (  # the highest first; a part imports its own layer and those below
     ("cli", "__main__"),
-    ("summary", "commands"),
+    ("summary", "commands", "results"),
     ("session", "proving"),
     ("engines",),
     ("sweep",),

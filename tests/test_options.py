@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.options import parse, seconds
+from pipeline.options import REPEATABLE, parse, seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,3 +168,26 @@ def test_a_duration_is_a_number_with_a_unit(text, value_s):
 def test_what_is_no_duration_says_what_one_looks_like(text):
     with pytest.raises(UsageError, match="expected for instance 90s, 30m or 2h"):
         seconds(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Where to begin.
+
+    Attributes:
+        enqueue: a point.
+    """
+
+    enqueue: tuple[str, ...] = field(default=(), metadata={REPEATABLE: True})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ([], ()),
+        (["--enqueue", "lr=1,width=2", "--enqueue=lr=3"], ("lr=1,width=2", "lr=3")),
+        (["--enqueue", "lr=1,width=2;lr=3;"], ("lr=1,width=2", "lr=3")),
+    ],
+)
+def test_a_repeatable_flag_is_given_again_or_with_semicolons(arguments, found):
+    assert parse("", "", {"": Points}, arguments)[""].enqueue == found

@@ -1,6 +1,7 @@
 """`Run`: what a loop may do with it, and that a stop between any two batches changes nothing but the time."""
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from pipeline import Checkpoint, Experiment, UsageError
-from pipeline.checkpoint import Position
+from pipeline import Checkpoint, Experiment, ThawError, UsageError
+from pipeline.checkpoint import Position, Schedule
 from pipeline.errors import EncodeError, MismatchError
 from pipeline.local import LocalSegment
 from pipeline.run import DivergedError, Run
@@ -60,6 +61,7 @@ def run_once(
     after: int | None = None,
     data: Mapping[str, Any] | None = None,
     checkpoint_every_s: float = 60.0,
+    schedule: Schedule | None = None,
     **options: Any,
 ) -> tuple[str, Run, StoppingSegment]:
     """One process's part of a training: it ends complete, or is stopped after so many batches."""
@@ -79,6 +81,7 @@ def run_once(
         origin={},
         resumed=segment.resume(),
         checkpoint_every_s=checkpoint_every_s,
+        schedule=schedule,
     )
     if after is not None:
         start = run.step
@@ -375,6 +378,119 @@ def test_a_longer_training_continues_a_finished_one(tmp_path: Path) -> None:
     _, whole, _ = run_once(tmp_path / "whole", train, max_epochs=5)
     assert_same(metrics(longer), metrics(whole))
     assert_same(last_state(tmp_path / "parts"), last_state(tmp_path / "whole"))
+
+
+def test_more_epochs_may_begin_inside_an_epoch_and_the_schedule_is_what_was_said(tmp_path: Path) -> None:
+    def train(config: Config, run: Run) -> None:
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        scheduler = CosineAnnealingLR(optimizer, T_max=run.max_epochs)
+        run.track(model=model, optimizer=optimizer, scheduler=scheduler)
+        for _ in run.epochs():
+            for _ in run.batches(points()):
+                optimizer.step()
+                rates.append(optimizer.param_groups[0]["lr"])
+            scheduler.step()
+            run.report(loss=0.0)
+
+    def trained(folder: str, **options: Any) -> list[float]:
+        rates.clear()
+        run_once(tmp_path / folder, train, **options)
+        return list(rates)
+
+    rates: list[float] = []
+    whole = trained("whole", max_epochs=6)
+    inside = BATCHES + 2
+    first = trained("stretch", max_epochs=3, after=inside)
+    assert trained("constant", max_epochs=3, after=inside) == first
+    assert trained("stretch", max_epochs=6, after=2, schedule="stretch") == whole[inside : inside + 2]
+    assert trained("stretch", max_epochs=6) == whole[inside + 2 :]
+    assert trained("constant", max_epochs=6, after=2, schedule="constant") == first[-1:] * 2
+    assert trained("constant", max_epochs=6) == first[-1:] * (len(whole) - inside - 2)
+
+
+def losing(*losses: float) -> Callable[[Config, Run], None]:
+    """A training that has these losses, one an epoch, and says when its loop has ended."""
+
+    def train(config: Config, run: Run) -> None:
+        model = net()
+        run.track(model=model)
+        for epoch in run.epochs():
+            for _ in run.batches(points()):
+                pass
+            run.report(loss=losses[epoch])
+        ended.append(run.epoch)
+
+    ended: list[int] = []
+    train.ended = ended  # type: ignore[attr-defined]
+    return train
+
+
+def test_without_progress_a_training_is_complete_early_wherever_it_was_interrupted(tmp_path: Path) -> None:
+    train = losing(0.5, 0.4, 0.4, 0.6, 0.1)
+    found = assert_same_end(tmp_path, train, 3, patience=2, max_epochs=5)
+    assert [one["loss"] for one in found] == [0.5, 0.4, 0.4, 0.6]
+    assert set(train.ended) == {4}  # type: ignore[attr-defined]
+    assert last_state(tmp_path / "whole")["loop"]["stops_early"]
+
+
+def test_a_rung_does_not_pause_what_has_ended_early(tmp_path: Path) -> None:
+    segment = StoppingSegment(tmp_path)
+    segment.after_epoch = lambda report: "paused" if report.epoch == 2 else None  # type: ignore[method-assign]
+    asked = {"segment": segment, "seed": 3, "stage": 0, "max_epochs": 5, "data": {}, "origin": {}, "resumed": None}
+    train = losing(0.5, 0.6, 0.7, 0.8, 0.9)
+    run = Run(experiment=experiment(train, patience=1, max_epochs=5), **asked)  # type: ignore[arg-type]
+    train(Config(), run)
+    run.finish()
+    assert len(run.history) == 2
+
+
+def test_one_that_had_ended_early_and_is_given_more_has_its_patience_anew(tmp_path: Path) -> None:
+    train = losing(0.5, 0.6, 0.7, 0.8, 0.3, 0.9, 0.9, 0.9, 0.9)
+    _, run, _ = run_once(tmp_path, train, patience=2, max_epochs=5)
+    assert len(run.history) == 3
+    _, run, _ = run_once(tmp_path, train, patience=2, max_epochs=8)
+    assert len(run.history) == 7
+    _, run, _ = run_once(tmp_path, train, patience=2, max_epochs=8)
+    assert len(run.history) == 7
+
+
+def test_an_epoch_that_breaks_a_constraint_is_best_only_among_such(tmp_path: Path) -> None:
+    losses, over = (0.9, 0.1, 0.5, 0.2), (1.0, -1.0, 0.0, 2.0)
+
+    def train(config: Config, run: Run) -> None:
+        run.track(model=net())
+        for epoch in run.epochs():
+            run.report(loss=losses[epoch], accuracy=0.5, over=over[epoch])
+            bests.append(run._best.epoch if run._best is not None else 0)
+
+    bests: list[int] = []
+    several = {"monitor": ("loss", "accuracy"), "direction": ("minimize", "maximize"), "constraints": ("over",)}
+    _, run, _ = run_once(tmp_path, train, max_epochs=4, **several)
+    assert bests == [0, 1, 2, 2]
+    assert run.finish().epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"loss": 1.0, "over": 0.0}, r"lacks the monitored metric; add accuracy=\.\.\."),
+        ({"loss": 1.0, "accuracy": 1.0}, r"lacks the constraint; add over=\.\.\."),
+        ({"loss": 1.0, "accuracy": math.inf, "over": 0.0}, "accuracy is inf after epoch 1"),
+        ({"loss": 1.0, "accuracy": 1.0, "over": math.nan}, "over, a constraint, is nan after epoch 1"),
+    ],
+)
+def test_every_objective_and_constraint_is_reported_as_a_number(
+    tmp_path: Path, report: dict[str, float], words: str
+) -> None:
+    def train(config: Config, run: Run) -> None:
+        run.track(model=net())
+        for _ in run.epochs():
+            run.report(**report)
+
+    several = {"monitor": ("loss", "accuracy"), "direction": ("minimize", "maximize"), "constraints": ("over",)}
+    with pytest.raises(ThawError, match=words):
+        run_once(tmp_path, train, **several)
 
 
 def reporting(*reports: Callable[[Run], object]) -> Callable[[Config, Run], None]:

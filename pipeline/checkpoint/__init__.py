@@ -22,6 +22,7 @@ from pipeline.checkpoint.random import (
     restore_random,
     seed_all,
 )
+from pipeline.checkpoint.schedules import Schedule, Schedules, check_schedule
 from pipeline.checkpoint.snapshots import Snapshots, Taken, Torn
 from pipeline.checkpoint.store import FolderStore, MlflowStore, Store, load, load_newest
 
@@ -36,6 +37,8 @@ __all__ = [
     "MlflowStore",
     "Position",
     "Report",
+    "Schedule",
+    "Schedules",
     "Snapshots",
     "Store",
     "Taken",
@@ -46,6 +49,7 @@ __all__ = [
     "capture_random",
     "check_encodable",
     "check_names",
+    "check_schedule",
     "checkpoint_name",
     "decode",
     "encode",

@@ -36,22 +36,26 @@ class Job:
 
     Attributes:
         study, storage: the study's name, and the URL of its database.
+        tracking_uri: of MLflow; a forkserver has the environment of the moment when it was started.
         workers: how many processes.
         keeping: how checkpoints are kept.
         timeout_s: seconds after which everything stops resumably; None for never.
         hang_timeout_s: how long training may stand still; None for what `Pulse` says.
         workers_per_gpu: how many workers share a device before the next one gets some.
         only: the configurations to work on; None for all.
+        max_total_epochs: what all configurations together may have trained; None for any number.
     """
 
     study: str
     storage: str
+    tracking_uri: str
     workers: int
     keeping: Keeping
     timeout_s: float | None = None
     hang_timeout_s: float | None = None
     workers_per_gpu: int = 1
     only: Collection[int] | None = None
+    max_total_epochs: int | None = None
 
 
 def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, supervisor: int, log_level: int) -> None:
@@ -73,7 +77,9 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, su
     try:
         study = _open(job, stop)
         study.supervisor = supervisor
-        ended = work(study, stop, pulse=pulse, keeping=job.keeping, only=job.only)
+        ended = work(
+            study, stop, pulse=pulse, keeping=job.keeping, only=job.only, max_total_epochs=job.max_total_epochs
+        )
     except ThawError as error:
         log.error("%s", error)
         sys.exit(UNSAVED if isinstance(error, Unsaved) else GIVEN_UP)
@@ -91,7 +97,7 @@ def _open(job: Job, stop: StopRequest) -> Study:
     patience = Patience(job.keeping.outage_s)
     while True:
         try:
-            connect()
+            connect(job.tracking_uri)
             return Study.load(job.study, job.storage)
         except Exception as error:  # noqa: BLE001  stores and servers raise what they like
             patience.failed(f"study {job.study!r} cannot be opened", error)

@@ -72,7 +72,8 @@ def run(job: Job, context: ForkServerContext, stop: StopRequest) -> bool:
         supervisor = _Supervisor(job, context, stop, Path(folder))
         try:
             while supervisor.workers:
-                if deadline is not None and time.monotonic() >= deadline:
+                if deadline is not None and time.monotonic() >= deadline and stop.reason is None:
+                    log.info("--timeout: the time is up; everything takes its checkpoint")
                     stop.ask("timeout")
                 if os.getppid() != parent and "MLFLOW_RUN_ID" in os.environ:
                     stop.ask("the process that ran this command is gone")

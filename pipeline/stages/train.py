@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pipeline.checkpoint import Schedule
 from pipeline.checkpoint.pace import Every
 from pipeline.experiment import Experiment
 from pipeline.run import Run
@@ -21,6 +22,11 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def use_threads(threads: int) -> None:
+    """Sets the number of torch's threads in this process: another number changes the bits."""
+    torch.set_num_threads(threads)
+
+
 def train(
     experiment: Experiment,
     config: Any,
@@ -32,15 +38,17 @@ def train(
     data: Mapping[str, Any],
     origin: Mapping[str, Any],
     checkpoint_every_s: Every,
+    schedule: Schedule | None = None,
 ) -> str:
     """Trains one configuration from where it stands until it is complete or stopped.
 
     `max_epochs` is the budget of an experiment of one stage; several have their own. `threads` is the number of
     torch's threads; another number changes the bits. `origin` goes into each checkpoint: digests of code and data.
+    `schedule` says what the learning rate's does if the checkpoint was taken under a smaller budget.
 
     Returns why training ended: `complete`, or what the segment stopped it for.
     """
-    torch.set_num_threads(threads)
+    use_threads(threads)
     # Else no two trainings on a GPU are the same. Of operators beyond cuDNN's and cuBLAS's the experiment decides.
     torch.backends.cudnn.deterministic = True
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -59,6 +67,7 @@ def train(
                 origin=origin,
                 resumed=resumed,
                 checkpoint_every_s=checkpoint_every_s,
+                schedule=schedule,
             )
             resumed = None  # the run has it as long as it needs it
             try:

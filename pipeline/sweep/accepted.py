@@ -50,5 +50,11 @@ def progress_from(manifest: Manifest) -> dict[str, Any]:
     return {
         "checkpoint": manifest.name,
         "epochs": manifest.history[-1].epoch if manifest.history else 0,
-        "best": best and {"epoch": best.epoch, "value": best.value, "checkpoint": best.checkpoint},
+        "best": best
+        and {
+            "epoch": best.epoch,
+            "value": best.value,
+            "checkpoint": best.checkpoint,
+            "metrics": dict(manifest.history[best.epoch - 1].metrics),
+        },
     }

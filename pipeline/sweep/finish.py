@@ -10,6 +10,7 @@ from pipeline.experiment import ExperimentFile, from_params, seed_for, users_cod
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.register import register
 from pipeline.sweep.lineage import COMPLETE, PAUSED, PREEMPTED, PRUNED, Lineage, ranked
+from pipeline.sweep.objectives import pareto_front
 from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Site
 from pipeline.tracking import runs
@@ -37,6 +38,11 @@ def ranking(study: Study) -> list[Lineage]:
     return ranked(study.lineages(), study.spec.direction)
 
 
+def front(study: Study) -> list[Lineage]:
+    """The best configuration or, of a study with several objectives, those that no other one beats."""
+    return pareto_front(ranking(study), study.spec.objectives)
+
+
 def state_of(lineage: Lineage, *, over: bool) -> str:
     """How a configuration stands, as its run's tag `state` says; `over`: nothing more is going to happen."""
     if lineage.head.state is TrialState.RUNNING:
@@ -60,8 +66,7 @@ def synchronise(study: Study, *, over: bool) -> None:
         run = known.pop(lineage.run_id, None)
         if run is None or state == "waiting":
             continue
-        trials = ",".join(str(segment.number) for segment in lineage.segments)
-        tags = {"trials": trials, **({"ended": lineage.ended} if lineage.ended is not None else {})}
+        tags = lineage.tags
         at = (run.data.tags.get("state"), run.info.status, {name: run.data.tags.get(name) for name in tags})
         if at != (state, runs.STATUS[state], tags):
             runs.set_state(run.info.run_id, state, **tags)
@@ -76,7 +81,7 @@ def evaluate_best(study: Study, file: ExperimentFile, number: int | None = None)
     Without `number`, the study's best.
 
     Raises:
-        UsageError: the experiment declares no `evaluate`.
+        UsageError: the experiment declares no `evaluate`, or several objectives leave several best ones.
         ThawError: no configuration has a checkpoint yet, or `evaluate` raises.
     """
     if file.experiment.evaluate is None:
@@ -150,10 +155,15 @@ def evaluate_best(study: Study, file: ExperimentFile, number: int | None = None)
 
 def _chosen(study: Study, number: int | None) -> Lineage:
     if number is None:
-        ranked = ranking(study)
-        if not ranked:
+        best = front(study)
+        if not best:
             raise ThawError(f"study {study.name!r}: no configuration has a result to evaluate yet")
-        return ranked[0]
+        if len(best) > 1:
+            raise UsageError(
+                f"study {study.name!r} has {len(best)} best configurations, each better than the others in something: "
+                f"{', '.join(str(one.number) for one in best)}; say which by --configuration"
+            )
+        return best[0]
     lineage = study.lineages().get(number)
     if lineage is None:
         raise UsageError(f"--configuration {number}: study {study.name!r} has no such configuration")

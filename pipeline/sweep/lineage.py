@@ -3,11 +3,16 @@
 Pure functions over Optuna's trials; every process that reads the same trials comes to the same answer.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.checkpoint import Schedule
+from pipeline.experiment import Direction
 
 PAUSED, PRUNED, COMPLETE, DUPLICATE = "paused", "pruned", "complete", "duplicate"
 # What breaks a segment off. PREEMPTED: it was asked to stop. LOST: its process is gone. OUT_OF_MEMORY: torch said so,
@@ -47,6 +52,13 @@ class Lineage:
         """The newest segment: it alone says how the configuration stands."""
         return self.segments[-1]
 
+    @cached_property
+    def as_one(self) -> FrozenTrial:
+        """The configuration as one trial: a copy of its newest segment, numbered as the configuration."""
+        trial = copy.copy(self.head)
+        trial.number = self.number
+        return trial
+
     @property
     def ended(self) -> str | None:
         """Why the newest segment ended; None while it waits or runs."""
@@ -75,6 +87,21 @@ class Lineage:
         return int(self.head.user_attrs["until"])
 
     @property
+    def extended(self) -> int | None:
+        """The epochs that its user has given it beyond what the study's spec gives; None for none."""
+        return self.head.user_attrs.get("max_epochs")
+
+    @property
+    def stopped_early(self) -> int | None:
+        """The epoch with which it was complete, if that came before its budget's last."""
+        return self.head.user_attrs.get("stopped_early")
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """What its user has said that the learning rate's schedule does beyond its planned end."""
+        return self.head.user_attrs.get("schedule")
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """Best epoch so far: `epoch`, `value`, `checkpoint`."""
         best = self.progress["best"]
@@ -94,6 +121,21 @@ class Lineage:
     def reopened(self) -> bool:
         """Whether its user has given it the whole budget, past what the search decided."""
         return bool(self.head.user_attrs.get("reopened"))
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether its best epoch breaks none of the experiment's constraints."""
+        return all(value <= 0 for value in self.head.constraints.values())
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What its MLflow run says of it, beside its state."""
+        tags = {"trials": ",".join(str(segment.number) for segment in self.segments)}
+        if self.ended is not None:
+            tags["ended"] = self.ended
+        if any("stopped_early" in segment.user_attrs for segment in self.segments):
+            tags["stopped_early"] = "no" if self.stopped_early is None else f"after epoch {self.stopped_early}"
+        return tags
 
     def rung_value(self, epoch: int) -> float | None:
         """The monitored value at a rung, if the search brought the configuration there.
@@ -146,11 +188,11 @@ class Lineage:
         return count
 
 
-def ranked(lineages: Mapping[int, Lineage], direction: Literal["minimize", "maximize"]) -> list[Lineage]:
+def ranked(lineages: Mapping[int, Lineage], direction: Direction) -> list[Lineage]:
     """Configurations with a result, best monitored value first."""
     sign = 1.0 if direction == "minimize" else -1.0
     judged = [lineage for lineage in lineages.values() if lineage.best is not None and not lineage.failed()]
-    return sorted(judged, key=lambda one: (sign * (one.best or {})["value"], one.number))
+    return sorted(judged, key=lambda one: (not one.is_feasible, sign * (one.best or {})["value"], one.number))
 
 
 def _ended(segment: FrozenTrial) -> str:
@@ -183,21 +225,42 @@ def lineages(trials: Iterable[FrozenTrial], max_retries: int = MAX_RETRIES) -> d
     When two workers continued the same segment, or created the same configuration, the lowest trial number
     wins; the other is not part of any lineage (see `duplicates`).
     """
-    accepted: dict[int, list[FrozenTrial]] = {}
-    for trial in sorted(trials, key=lambda t: t.number):
+    return Lineages(max_retries).of(sorted(trials, key=lambda t: t.number))
+
+
+class Lineages:
+    """The lineages of a study that grows: what has ended never changes, and is looked at once."""
+
+    def __init__(self, max_retries: int) -> None:
+        self._max_retries = max_retries
+        self._settled: dict[int, Lineage] = {}  # what the first trials say, as far as all of them have ended
+        self._count = 0  # of those trials
+
+    def of(self, trials: Sequence[FrozenTrial]) -> dict[int, Lineage]:
+        """Of all trials of the study, in order; see `lineages`."""
+        for trial in trials[self._count :]:
+            if not trial.state.is_finished() or trial.number != self._count:
+                break
+            self._add(self._settled, trial)
+            self._count += 1
+        found = dict(self._settled)
+        for trial in trials[self._count :]:
+            self._add(found, trial)
+        return dict(sorted(found.items()))
+
+    def _add(self, found: dict[int, Lineage], trial: FrozenTrial) -> None:
         number = trial.user_attrs.get("configuration")
         if number is None:
-            continue
-        segments = accepted.setdefault(number, [])
+            return
+        segments = found[number].segments if number in found else ()
         if trial.user_attrs["parent"] == (segments[-1].number if segments else None):
-            segments.append(trial)
-    return {
-        n: Lineage(number=n, segments=tuple(segments), max_retries=max_retries)
-        for n, segments in sorted(accepted.items())
-    }
+            found[number] = Lineage(number=number, segments=(*segments, trial), max_retries=self._max_retries)
 
 
 def duplicates(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Open trials that lost against a lower number."""
-    kept = {segment.number for lineage in lineages(trials).values() for segment in lineage.segments}
-    return [t for t in trials if not t.state.is_finished() and t.number not in kept]
+    still_open = [t for t in trials if not t.state.is_finished()]
+    theirs = {t.user_attrs.get("configuration") for t in still_open}  # of thousands that are done nothing is asked
+    concerned = lineages(t for t in trials if t.user_attrs.get("configuration") in theirs)
+    kept = {segment.number for lineage in concerned.values() for segment in lineage.segments}
+    return [t for t in still_open if t.number not in kept]

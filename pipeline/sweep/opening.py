@@ -3,7 +3,7 @@
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,14 +32,15 @@ def open_study(
     experiment_id: str,
     workers: int,
     accept_change: bool,
+    first: Callable[[], Mapping[str, Any]] = dict,
 ) -> Study:
-    """Creates a study with its MLflow run, or continues the one of this name.
+    """Creates a study with its MLflow run, or continues the one of this name. `first` are attributes of a new one.
 
     Raises:
         UsageError: the name is taken by another spec.
     """
     check_study_name(name)
-    study = Study.open(name, url, spec, accept_change=accept_change)
+    study = Study.open(name, url, spec, accept_change=accept_change, first=first)
     _settle(study, file, tables, experiment_id, workers)
     return study
 
@@ -99,4 +100,5 @@ def _settle(study: Study, file: ExperimentFile, tables: Tables | None, experimen
 
 
 def _shown(spec: StudySpec) -> Mapping[str, Any]:
-    return {name: value for name, value in flatten(spec.to_json()).items() if value is not None}
+    shown = {**spec.to_json(), "points": len(spec.points)}  # they may be many, and stand in their own runs
+    return {name: value for name, value in flatten(shown).items() if value not in (None, ())}

@@ -15,6 +15,7 @@ from pipeline.checkpoint.store import load_manifest
 from pipeline.errors import CorruptCheckpoint
 from pipeline.sweep.accepted import accepted_checkpoints
 from pipeline.sweep.lineage import COMPLETE, Lineage, ranked
+from pipeline.sweep.objectives import pareto_front
 from pipeline.sweep.study import Study
 
 log = logging.getLogger("pipeline")
@@ -50,7 +51,9 @@ def shrink(study: Study, keep_bytes: int) -> None:
     excess = sum(sum(one.sizes.values()) for one in held) - keep_bytes
     if excess <= 0:
         return
-    places = {lineage.number: place for place, lineage in enumerate(ranked(lineages, study.spec.direction))}
+    ranking = ranked(lineages, study.spec.direction)
+    places = {lineage.number: place for place, lineage in enumerate(ranking, start=1)}
+    places |= {lineage.number: 0 for lineage in pareto_front(ranking, study.spec.objectives)}
     # Whoever trains just now looks after its own.
     candidates = [(_order(one, name, places), name, one) for one in held if one.lineage.ended for name in one.sizes]
     for _, name, owner in sorted(candidates, key=lambda candidate: candidate[:2]):

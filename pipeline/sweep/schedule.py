@@ -6,20 +6,23 @@ from typing import Literal
 from optuna.trial import TrialState
 
 from pipeline.errors import ThawError
-from pipeline.sweep import halving
+from pipeline.sweep import budget, halving
 from pipeline.sweep.lineage import ALIKE, Lineage, failing_alike
+from pipeline.sweep.pruners import PAUSING
 from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.study import Study
 
 
-def next_segment(study: Study, *, only: Collection[int] | None = None) -> Lineage | Literal["wait", "done"]:
+def next_segment(
+    study: Study, *, only: Collection[int] | None = None, max_total_epochs: int | None = None
+) -> Lineage | Literal["wait", "done"]:
     """Claims the next segment for this process.
 
     Interrupted configurations come first, then promotions, then new configurations. `only` restricts it to
     what is waiting or interrupted of some configurations, for a reopened one.
 
     Returns the lineage whose newest segment is now this process's own; "wait" while others hold all there is
-    to do; "done" when nothing is left.
+    to do; "done" when nothing is left, or all configurations together have had `max_total_epochs`.
 
     Raises:
         ThawError: the first configurations have all failed alike, so that all would.
@@ -35,18 +38,23 @@ def next_segment(study: Study, *, only: Collection[int] | None = None) -> Lineag
                 "mend the experiment, and run the same command with --accept-change true"
             )
         mine = {n: lineage for n, lineage in found.items() if only is None or n in only}
-        for lineage in mine.values():
-            if lineage.head.state is TrialState.WAITING and study.claim(lineage.head):
-                return study.lineages()[lineage.number]
-        if any(lineage.head.state is TrialState.WAITING for lineage in mine.values()):
+        if max_total_epochs is not None and budget.left(found, max_total_epochs) <= 0:
+            return "wait" if any(lineage.head.state is TrialState.RUNNING for lineage in mine.values()) else "done"
+        waiting = [one for one in mine.values() if one.head.state is TrialState.WAITING]
+        claimed = next((one for one in waiting if study.claim(one.head)), None)
+        if claimed is not None:
+            if max_total_epochs is None or budget.grant(study, claimed.number, max_total_epochs):
+                return study.lineages()[claimed.number]
+            continue  # others hold what was left
+        if waiting:
             continue  # another was faster: look again
         if not (_continue(study, mine) or (only is None and _grow(study, spec, found))):
             return "wait" if any(lineage.ended is None for lineage in mine.values()) else "done"
 
 
-def first_goal(spec: StudySpec) -> int:
+def first_goal(spec: StudySpec, number: int) -> int:
     """The epoch up to which a new configuration trains before it is compared."""
-    return _rungs(spec)[0] if spec.pruner == "halving" else spec.max_epochs
+    return _rungs_of(spec, number)[0] if spec.pruner in PAUSING else spec.max_epochs
 
 
 def is_over(study: Study) -> bool:
@@ -81,24 +89,40 @@ def _grow(study: Study, spec: StudySpec, found: Mapping[int, Lineage]) -> bool:
     if number in found:
         study.add_successor(found[number], until=until)
     else:
-        study.add_configuration(number, until=until, config=spec.config)
+        point = spec.points[number] if number < len(spec.points) else None
+        study.add_configuration(number, until=until, config=spec.config, point=point)
     return True
 
 
 def _growth(spec: StudySpec, found: Mapping[int, Lineage]) -> tuple[int, int] | None:
     """Which configuration is to be trained next, and until which epoch; one that is not there yet is new."""
-    rungs = _rungs(spec)
-    promoted = None
-    if spec.pruner == "halving":
-        promoted = halving.promotion(found, rungs, eta=spec.eta, direction=spec.direction)
-    if promoted is not None:
+    if spec.pruner in PAUSING and (promoted := _promotion(spec, found)) is not None:
         return promoted
     if len(found) < spec.configurations:
-        return len(found), first_goal(spec)
+        return len(found), first_goal(spec, len(found))
     idle = not any(lineage.ended is None and not lineage.reopened for lineage in found.values())
-    if spec.pruner == "halving" and idle:
-        return halving.last_promotion(found, rungs, direction=spec.direction)
+    if spec.pruner in PAUSING and idle:
+        return halving.last_promotion(found, _rungs(spec), direction=spec.direction)
     return None
+
+
+def _promotion(spec: StudySpec, found: Mapping[int, Lineage]) -> tuple[int, int] | None:
+    """The promotion to the highest rung; it is inside a bracket that configurations are compared."""
+    brackets: dict[int, dict[int, Lineage]] = {}
+    for number, lineage in found.items():
+        brackets.setdefault(_rungs_of(spec, number)[0], {})[number] = lineage
+    rungs = _rungs(spec)
+    promoted = [
+        halving.promotion(members, rungs[rungs.index(first) :], eta=spec.eta, direction=spec.direction)
+        for first, members in sorted(brackets.items())
+    ]
+    return max((one for one in promoted if one is not None), key=lambda one: one[1], default=None)
+
+
+def _rungs_of(spec: StudySpec, number: int) -> list[int]:
+    """The rungs at which a configuration is compared."""
+    rungs = _rungs(spec)
+    return rungs[halving.bracket_of(number, len(rungs), eta=spec.eta) :] if spec.pruner == "hyperband" else rungs
 
 
 def _rungs(spec: StudySpec) -> list[int]:

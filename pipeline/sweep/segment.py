@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from optuna.pruners import NopPruner
-
 from pipeline.checkpoint import (
     Checkpoint,
     Manifest,
@@ -21,11 +19,12 @@ from pipeline.checkpoint.pace import Every
 from pipeline.errors import CorruptCheckpoint
 from pipeline.segment import Snapshot, Stopped
 from pipeline.signals import StopRequest
+from pipeline.sweep import budget
 from pipeline.sweep.accepted import accepted_checkpoints
 from pipeline.sweep.lineage import PAUSED, PREEMPTED, PRUNED, Lineage
 from pipeline.sweep.patience import patiently
+from pipeline.sweep.pruners import RULES, pruning_view
 from pipeline.sweep.pulse import Heartbeats, Pulse
-from pipeline.sweep.samplers import StudyView
 from pipeline.sweep.saving import Saver
 from pipeline.sweep.storage import HEARTBEAT_S
 from pipeline.sweep.study import Study
@@ -60,7 +59,6 @@ class TrialSegment:
         lineage: Lineage,
         *,
         run_id: str,
-        view: StudyView,
         stop: StopRequest,
         pulse: Pulse,
         saver: Saver,
@@ -74,7 +72,7 @@ class TrialSegment:
         self._lineage = lineage
         self._run_id = run_id
         self._outage_s = outage_s
-        self._view = view
+        self._view = pruning_view(study, self._spec)
         self._stop = stop
         self.position: list[int] | None = None  # stage, epoch and batch where training stands, once it has moved
         self._pulse = pulse
@@ -109,19 +107,29 @@ class TrialSegment:
                 f"(MLflow run {self._run_id}); it cannot be continued, sweep again under another --study"
             )
         manifest = found[0]
-        self._label(manifest)
+        self._label(manifest, extends=found[1]["loop"]["max_epochs"] != self._budget)
         self._saver.resume(manifest, accepted[: accepted.index(manifest.name)])
-        decide = manifest.position.batch == 0 and not found[1]["loop"]["done"]
+        loop = found[1]["loop"]
+        decide = manifest.position.batch == 0 and not loop["done"] and not loop["stops_early"]
         ended = self.after_epoch(manifest.history[-1]) if decide else None
         if ended is not None:
             raise Stopped(ended)
         return found
 
-    def _label(self, manifest: Manifest) -> None:
-        """Says whether this resume is exact, on the trial, and on the run whether all of them were."""
+    @property
+    def _budget(self) -> int:
+        return self._lineage.extended or self._spec.max_epochs
+
+    def _label(self, manifest: Manifest, *, extends: bool) -> None:
+        """Says whether this resume is exact, on the trial, and on the run whether all of them were.
+
+        `extends`: whether an extension begins here, under which a schedule may become another.
+        """
         now = {**environment(), "code": self._spec.code, "data": self._spec.data}
         changed = changes(manifest.environment, now)
-        label = f"best effort ({changed})" if changed else EXACT
+        schedule = self._lineage.schedule
+        becomes_another = extends and schedule in ("stretch", "constant")
+        label = f"best effort ({changed})" if changed else f"schedule {schedule}" if becomes_another else EXACT
         if changed:
             log.warning("%s resumes by best effort, not exactly: %s", self._name, changed)
         self._study.set(self._id, "resumed", label)
@@ -170,17 +178,19 @@ class TrialSegment:
         return PREEMPTED if self._stop.reason is not None or self._saver.unsaved is not None else None
 
     def after_epoch(self, report: Report) -> str | None:
-        if report.epoch >= self._spec.max_epochs:
+        if report.epoch >= self._budget:
             return None
         if report.epoch >= self._lineage.until:
             return PAUSED
+        if report.epoch >= (budget.granted(self._lineage.head) or self._lineage.until):
+            return PREEMPTED
         if self._lineage.head.user_attrs.get("reopened"):
             return None  # its user has given it these epochs; the rule that pruned it would prune it again
-        if isinstance(self._view.pruner, NopPruner):
+        if self._spec.pruner not in RULES:
             return None
         self._flush()  # the pruner looks at what the study says
         if self._saver.unsaved is not None:
             return PREEMPTED
         with self._pulse.resting():  # the database may be away
             trial = self._study.storage.get_trial(self._id)
-            return PRUNED if self._view.pruner.prune(self._view, trial) else None
+            return PRUNED if self._view.judges(self._lineage, trial) else None

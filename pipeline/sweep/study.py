@@ -17,12 +17,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import ThawError, UsageError
 from pipeline.sweep import process
-from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, PREEMPTED, Lineage, duplicates, lineages
+from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, PREEMPTED, Lineage, Lineages, duplicates
 from pipeline.sweep.spec import StudySpec, refuse_change
 from pipeline.sweep.storage import GRACE_S, is_away, open_storage, redacted
 
 T = TypeVar("T")
 CLAIMANT = "claimant."  # prefix of the attributes that name who tried to claim a trial
+FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial: what is not left to the sampler
 
 
 class Fenced(Exception):
@@ -47,7 +48,7 @@ class Study:
         self.storage = get_storage(storage)  # caches finished trials
         self._heartbeats = storage
         self._once = self.storage  # for what must not be repeated when its answer was lost
-        self._max_retries: int | None = None
+        self._lineages: Lineages | None = None
         self._works_since_s: float | None = time.monotonic()  # None: it did not, the last time
         self.supervisor: int | None = None  # the process that watches this one
         self.id = study_id
@@ -63,21 +64,39 @@ class Study:
             raise UsageError(f"--study {name}: no such study in {redacted(url)}; there: {names}") from None
 
     @classmethod
-    def open(cls, name: str, url: str, spec: StudySpec, *, accept_change: bool) -> "Study":
-        """Creates a study, or continues the one of this name if its spec is the same.
+    def open(
+        cls,
+        name: str,
+        url: str,
+        spec: StudySpec,
+        *,
+        accept_change: bool,
+        first: Callable[[], Mapping[str, Any]] = dict,
+    ) -> "Study":
+        """Creates a study, or continues the one of this name if its spec is the same or only asks for more.
+
+        `first` are attributes of a new one.
 
         Raises:
             UsageError: the name is taken by another spec; the message holds the difference.
         """
         storage = open_storage(url)
-        direction = optuna.study.StudyDirection[spec.direction.upper()]
+        directions = [optuna.study.StudyDirection[one.upper()] for one in spec.objectives.values()]
         try:
-            study_id = storage.create_new_study([direction], name)
-        except optuna.exceptions.DuplicatedStudyError:
-            study_id = storage.get_study_id_from_name(name)
-        study = cls(name, url, storage, study_id)
+            study = cls(name, url, storage, storage.get_study_id_from_name(name))
+        except KeyError:
+            given = first()  # may refuse, and then nothing is left behind
+            try:
+                study_id = storage.create_new_study(directions, name)
+            except optuna.exceptions.DuplicatedStudyError:  # another was faster
+                study_id = storage.get_study_id_from_name(name)
+            study = cls(name, url, storage, study_id)
+        else:
+            given = {} if "spec" in study.attrs else first()
         stored = study.attrs.get("spec")
         if stored is None:  # new, or its creator was killed before this line
+            for attribute, value in given.items():
+                study.set_attr(attribute, value)
             study.set_attr("spec", spec.to_json())
             return study
         differences = spec.differences(StudySpec.from_json(stored))
@@ -90,10 +109,11 @@ class Study:
         """The same study, whose storage is what `wrap` makes of it."""
         other = copy.copy(self)
         other.storage, other._heartbeats = wrap(self.storage), wrap(self._heartbeats)
+        other._lineages = None  # each has its own: it is not for two threads
         return other
 
     def accept(self, differences: Mapping[str, tuple[Any, Any]]) -> None:
-        """Records that the user accepted changed code or data, and continues with it."""
+        """Records that the user accepted changed code or data, or asked for more, and continues with it."""
         entry = {"time_s": time.time(), **{name: list(pair) for name, pair in differences.items()}}
         self.set_attr("accepted_changes", [*self.attrs.get("accepted_changes", []), entry])
         changed = {name: new for name, (_, new) in differences.items()}
@@ -117,45 +137,58 @@ class Study:
         return self.storage.get_all_trials(self.id, deepcopy=False)
 
     def lineages(self) -> dict[int, Lineage]:
-        if self._max_retries is None:
-            self._max_retries = int(self.attrs.get("max_retries", MAX_RETRIES))
-        return lineages(self.trials(), self._max_retries)
+        if self._lineages is None:
+            self._lineages = Lineages(int(self.attrs.get("max_retries", MAX_RETRIES)))
+        return self._lineages.of(self.trials())
 
     def limit_retries(self, max_retries: int) -> None:
         """How many segments in a row may be lost, or raise, from now on; for who loads the study after this."""
         if self.attrs.get("max_retries", MAX_RETRIES) != max_retries:
             self.set_attr("max_retries", max_retries)
-        self._max_retries = max_retries
+        self._lineages = Lineages(max_retries)
 
-    def add_configuration(self, number: int, *, until: int, config: Mapping[str, Any] | None = None) -> None:
-        """Creates the first segment of a configuration, for whoever claims it."""
+    def add_configuration(
+        self,
+        number: int,
+        *,
+        until: int,
+        config: Mapping[str, Any] | None = None,
+        point: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Creates the first segment of a configuration, for whoever claims it.
+
+        `point` are the parameters that are given; the sampler draws the others.
+        """
         attrs: dict[str, Any] = {"configuration": number, "parent": None, "until": until, "start": None}
         if config is not None:
             attrs["config"] = dict(config)
-        self._create(attrs, None)
+        self._create(attrs, None, {FIXED: dict(point)} if point else {})
 
-    def add_successor(self, lineage: Lineage, *, until: int, reopened: bool = False) -> None:
+    def add_successor(self, lineage: Lineage, *, until: int, reopened: bool = False, **budget: Any) -> None:
         """Creates the segment that continues a configuration, for whoever claims it.
 
-        Retry, promotion and reopening all come here. Two that continue the same segment do no harm: the
-        lowest trial number wins.
+        Retry, promotion, reopening and extending all come here. Two that continue the same segment do no harm: the
+        lowest trial number wins. `budget` is what an extension gives it: `max_epochs` and `schedule`.
         """
         parent = lineage.head
-        kept = ("configuration", "config", "run_id", "progress", "reopened")
+        kept = ("configuration", "config", "run_id", "progress", "reopened", "max_epochs", "schedule")
         attrs = {name: parent.user_attrs[name] for name in kept if name in parent.user_attrs}
         attrs |= {"parent": parent.number, "until": until, "start": lineage.progress["checkpoint"]}
         if reopened:
             attrs |= {"reopened": True, "fresh": True}  # `fresh` is not handed on: failures are counted from here
-        # Without its `config` it was interrupted while it was drawn, and is drawn anew as a whole.
-        self._create(attrs, parent if "config" in attrs else None)
+        attrs |= budget
+        # Without its `config` it was interrupted while it was drawn, and is drawn anew as a whole, but what was given.
+        drawn = "config" in attrs
+        given = {name: value for name, value in parent.system_attrs.items() if drawn or name == FIXED}
+        self._create(attrs, parent if drawn else None, given)
 
-    def _create(self, attrs: dict[str, Any], like: FrozenTrial | None) -> None:
+    def _create(self, attrs: dict[str, Any], like: FrozenTrial | None, system_attrs: dict[str, Any]) -> None:
         template = optuna.trial.create_trial(
             state=TrialState.WAITING,
             params=like.params if like else {},
             distributions=like.distributions if like else {},
             intermediate_values=like.intermediate_values if like else {},
-            system_attrs=like.system_attrs if like else {},
+            system_attrs=system_attrs,
             user_attrs=attrs,
         )
         self.storage.create_new_trial(self.id, template)
@@ -195,17 +228,21 @@ class Study:
         """Reports the monitored value after an epoch. Raises: Fenced."""
         self._fenced(lambda: self.storage.set_trial_intermediate_value(trial_id, epoch, value))
 
-    def end(self, trial_id: int, state: TrialState, ended: str, value: float | None = None) -> None:
-        """Ends a trial for ever. Raises: Fenced."""
+    def end(self, trial_id: int, state: TrialState, ended: str, *objectives: float) -> None:
+        """Ends a trial for ever, with the values of its objectives if it is complete. Raises: Fenced."""
         self.set(trial_id, "ended", ended)
-        values = None if value is None else [value]
+        values = objectives or None
         try:
             self._fenced(lambda: self._once.set_trial_state_values(trial_id, state, values))
         except Exception as error:
             if not is_away(error):
                 raise
             if self.storage.get_trial(trial_id).state is not state:  # else it was done, and the answer was lost
-                self.end(trial_id, state, ended, value)
+                self.end(trial_id, state, ended, *objectives)
+
+    def constrain(self, trial_id: int, name: str, value: float) -> None:
+        """Sets a constraint as Optuna's `Trial.set_constraint` does, but also once more. Raises: Fenced."""
+        self._fenced(lambda: self.storage.set_trial_system_attr(trial_id, f"constraints:{name}", value))
 
     def _fenced(self, write: Callable[[], T]) -> T:
         try:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ from pipeline.experiment import (
     to_params,
 )
 from pipeline.signals import StopRequest
-from pipeline.stages.train import train
+from pipeline.stages.train import train, use_threads
 from pipeline.sweep.failures import bug, class_of
 from pipeline.sweep.lineage import (
     BUG,
@@ -37,12 +37,13 @@ from pipeline.sweep.lineage import (
 from pipeline.sweep.patience import Unsaved, patient, patiently
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.quota import shrink
-from pipeline.sweep.samplers import StudyView, numbered_trial, view
+from pipeline.sweep.samplers import numbered_trial, sampling_view
 from pipeline.sweep.saving import Saver
 from pipeline.sweep.schedule import next_segment
 from pipeline.sweep.segment import Keeping, TrialSegment
 from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.study import Fenced, Study
+from pipeline.sweep.warm import others
 from pipeline.tracking import runs
 from pipeline.tracking.tables import Tables
 
@@ -100,9 +101,15 @@ class Site:
 
 
 def work(
-    study: Study, stop: StopRequest, *, pulse: Pulse, keeping: Keeping, only: Collection[int] | None = None
+    study: Study,
+    stop: StopRequest,
+    *,
+    pulse: Pulse,
+    keeping: Keeping,
+    only: Collection[int] | None = None,
+    max_total_epochs: int | None = None,
 ) -> Literal["done", "stopped", "spent"]:
-    """Works until nothing is left, until `stop` is asked for, or until a fresh process has to go on.
+    """Works until nothing is left, the budget is spent, `stop` is asked for, or a fresh process has to go on.
 
     Raises:
         UsageError: the experiment file is gone, or was edited since the study was opened.
@@ -115,8 +122,10 @@ def work(
     if file.code_digest != spec.code:
         raise UsageError(f"{site.file} was changed while study {study.name!r} runs; stop it and resume")
     data = site.data
+    use_threads(site.threads)  # a sampler may compute with torch as well
+    warm = others(study, file)
     while stop.reason is None:
-        found = next_segment(study, only=only)
+        found = next_segment(study, only=only, max_total_epochs=max_total_epochs)
         if found == "done":
             return "done"
         if found == "wait":
@@ -124,7 +133,7 @@ def work(
             continue
         ended = None
         try:
-            ended = _Task(study, behind, site, spec, file, data, found, stop, pulse, keeping).run()
+            ended = _Task(study, behind, site, spec, file, data, warm, found, stop, pulse, keeping).run()
         except Fenced:
             log.warning("#%02d was taken over by another worker; this one drops it", found.number)
         if keeping.keep_bytes is not None:
@@ -151,24 +160,17 @@ class _Task:
         spec: StudySpec,
         file: ExperimentFile,
         data: Tables | None,
+        others: Sequence[Lineage],
         lineage: Lineage,
         stop: StopRequest,
         pulse: Pulse,
         keeping: Keeping,
     ) -> None:
         self._study, self._behind, self._site, self._spec, self._file = study, behind, site, spec, file
-        self._data, self._lineage, self._stop = data, lineage, stop
+        self._data, self._others, self._lineage, self._stop = data, others, lineage, stop
         self._pulse, self._keeping = pulse, keeping
         self._id = lineage.head._trial_id
         self._given_up = False  # on a store that fails: nothing else is waited for then
-        self._view: StudyView = view(
-            study=study.name,
-            storage=study.storage,
-            sampler=spec.sampler,
-            pruner=spec.pruner,
-            seed=spec.seed,
-            configuration=lineage.number,
-        )
 
     def run(self) -> str:
         """Returns why the segment ended. Raises: Fenced, Unsaved."""
@@ -211,7 +213,8 @@ class _Task:
             return from_params(self._file.experiment.config, stored)
         if self._file.experiment.suggest is None:
             raise UsageError(f"{self._file.path.name}: declares no `suggest`, so there is nothing to sweep")
-        config = self._file.experiment.suggest(numbered_trial(self._view, self._id, self._lineage.number))
+        view = sampling_view(self._study, self._spec, self._lineage.number, self._others)
+        config = self._file.experiment.suggest(numbered_trial(view, self._id, self._lineage.number))
         if not isinstance(config, self._file.experiment.config):
             expected = self._file.experiment.config.__name__
             raise UsageError(f"suggest returned {type(config).__name__}; expected a {expected}")
@@ -277,7 +280,6 @@ class _Task:
             self._study,
             self._lineage,
             run_id=run_id,
-            view=self._view,
             stop=self._stop,
             pulse=self._pulse,
             saver=Saver(
@@ -294,11 +296,12 @@ class _Task:
                     config,
                     segment=segment,
                     seed=self._seed,
-                    max_epochs=self._spec.max_epochs,
+                    max_epochs=self._lineage.extended or self._spec.max_epochs,
                     threads=self._site.threads,
                     data=self._data if self._data is not None else {},
                     origin={"code": self._spec.code, "data": self._spec.data},
                     checkpoint_every_s=self._keeping.checkpoint_every_s,
+                    schedule=self._lineage.schedule,
                 )
         except Fenced:
             raise
@@ -326,7 +329,12 @@ class _Task:
         else:
             log.info("#%02d %s at epoch %s%s", self._lineage.number, ended, progress.get("epochs", 0), value)
         complete = ended == COMPLETE
-        study.end(self._id, ENDINGS[ended][0], ended, best["value"] if complete and best else None)
+        if complete and progress["epochs"] < (self._lineage.extended or self._spec.max_epochs):
+            study.set(self._id, "stopped_early", progress["epochs"])
+        for name in self._spec.constraints if best else ():
+            study.constrain(self._id, name, best["metrics"][name])
+        values = [best["metrics"][name] for name in self._spec.objectives] if complete and best else []
+        study.end(self._id, ENDINGS[ended][0], ended, *values)
 
 
 def run_name(number: int, params: Mapping[str, Any]) -> str:

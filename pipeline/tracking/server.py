@@ -21,8 +21,8 @@ ANSWER_TIMEOUT_S = 10
 AWAY = {429, 502, 503, 504}  # what a server, or a proxy before it, answers while it cannot serve
 
 
-def connect() -> str:
-    """Makes tracking ready and returns the id of the MLflow experiment to log to.
+def connect(to: str | None = None) -> str:
+    """Makes tracking ready, there if a URI is given, and returns the id of the MLflow experiment to log to.
 
     It is the one that `mlflow run` or MLFLOW_EXPERIMENT_NAME chose, else the one named `thaw`.
 
@@ -39,11 +39,13 @@ def connect() -> str:
     # Alembic and MLflow log every migration of a fresh database as if it were news.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    uri = mlflow.get_tracking_uri()
-    file = sqlite_file(uri)
+    if to is not None:
+        mlflow.set_tracking_uri(to)
+    at = uri()
+    file = sqlite_file(at)
     try:
         if file is None:
-            _check_answer(uri)
+            _check_answer(at)
             return _experiment_id()
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # two processes that migrate a fresh database at once crash
@@ -55,14 +57,19 @@ def connect() -> str:
             return experiment_id
     except (MlflowException, OSError, sqlite3.Error, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ThawError(f"tracking server {shown(uri)}: {reason}; set MLFLOW_TRACKING_URI") from error
+        raise ThawError(f"tracking server {shown(at)}: {reason}; set MLFLOW_TRACKING_URI") from error
 
 
 def refusal(error: Exception) -> str | None:
     """What MLflow had to say, on one line; None for an error that is not MLflow's."""
     if not isinstance(error, MlflowException):
         return None
-    return f"tracking server {shown(mlflow.get_tracking_uri())}: {' '.join(str(error).split())}"
+    return f"tracking server {shown(uri())}: {' '.join(str(error).split())}"
+
+
+def uri() -> str:
+    """Where tracking is, as a worker is told."""
+    return str(mlflow.get_tracking_uri())
 
 
 def is_away(error: Exception) -> bool:
@@ -75,13 +82,13 @@ def is_away(error: Exception) -> bool:
 
 def folder() -> Path | None:
     """The folder of the tracking database, if it is a file."""
-    file = sqlite_file(mlflow.get_tracking_uri())
+    file = sqlite_file(uri())
     return None if file is None else file.parent
 
 
 def is_remote() -> bool:
     """Whether tracking is a server, which has the UI itself."""
-    return mlflow.get_tracking_uri().startswith(("http://", "https://"))
+    return uri().startswith(("http://", "https://"))
 
 
 def shown(uri: str) -> str:

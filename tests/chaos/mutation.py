@@ -140,12 +140,11 @@ MUTATIONS = {
         says="superseded segments are shown too",
         file="pipeline/sweep/samplers.py",
         old="""\
-        for number, lineage in lineages(trials).items():
-            trial = copy.deepcopy(lineage.head) if deepcopy else copy.copy(lineage.head)
+            self._found = self._shown(list(self._lineages().values()))
 """,
         new="""\
-        for number, lineage, one in ((n, line, one) for n, line in lineages(trials).items() for one in line.segments):
-            trial = copy.deepcopy(one) if deepcopy else copy.copy(one)
+            every = [(n, one) for n, line in self._lineages().items() for one in line.segments]
+            self._found = self._shown([Lineage(number=n, segments=(one,)) for n, one in every])
 """,
         tests=(
             f"{SAMPLERS}::test_a_view_shows_each_configuration_once_by_its_newest_segment_under_its_number",

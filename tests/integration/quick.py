@@ -25,11 +25,13 @@ class Config:
         lr: learning rate.
         width: hidden units.
         poison: fail at this epoch, which is none by default.
+        steps: epochs between two steps of a schedule that does not end; 0 is a cosine over the whole run.
     """
 
     lr: float = 1e-2
     width: int = 8
     poison: int = -1
+    steps: int = 0
 
 
 def suggest(trial: optuna.Trial) -> Config:
@@ -42,7 +44,12 @@ def train(config: Config, run: Run) -> None:
     loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True).sin()), batch_size=16, shuffle=True)
     model = nn.Sequential(nn.Linear(4, config.width), nn.Dropout(0.2), nn.ReLU(), nn.Linear(config.width, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=run.max_epochs)
+    schedulers = torch.optim.lr_scheduler
+    scheduler = (
+        schedulers.StepLR(optimizer, config.steps)
+        if config.steps
+        else schedulers.CosineAnnealingLR(optimizer, T_max=run.max_epochs)
+    )
 
     run.track(model=model, optimizer=optimizer, scheduler=scheduler)
     for epoch in run.epochs():

@@ -80,8 +80,14 @@ def test_no_command_shows_the_usage(workplace):
         (("sweep", LINEAR, "--checkpoint-every-s", "0"), "--checkpoint-every-s"),
         (("sweep", LINEAR, "--accept-change"), "--accept-change"),
         (("sweep", LINEAR, "--accept-change", "perhaps"), "--accept-change"),
-        (("sweep", LINEAR, "--sampler", "best"), "--sampler best: expected one of tpe, random, gp"),
-        (("sweep", LINEAR, "--pruner", "best"), "--pruner best: expected one of halving, none, median"),
+        (("sweep", LINEAR, "--sampler", "best"), "--sampler best: expected one of tpe, gp, cmaes"),
+        (("sweep", LINEAR, "--pruner", "best"), "--pruner best: expected one of halving, hyperband, median"),
+        (("sweep", LINEAR, "--pruner-args", "{upper: 1}"), "--pruner-args: halving has no 'upper'; it takes none"),
+        (("sweep", LINEAR, "--enqueue", "lr=5"), "--enqueue lr=5: lr is 5, expected a number from 0.001 to 0.5"),
+        (("sweep", LINEAR, "--enqueue-file", "no.csv"), "--enqueue-file no.csv: "),
+        (("sweep", LINEAR, "--sampler", "grid"), "--sampler grid: lr has no steps between 0.001 and 0.5"),
+        (("sweep", LINEAR, "--warm-start", "nobody"), "--warm-start nobody: no such study"),
+        (("sweep", LINEAR, "--max-total-epochs", "0"), "--max-total-epochs 0: expected at least 1"),
         (("sweep", LINEAR, "--study", "a/b"), "--study 'a/b'"),
         (("sweep", LINEAR, "--data.path", "x.csv"), "--data.path"),
         (("train", LINEAR, "--config.lr", "fast"), "--config.lr"),
@@ -194,9 +200,9 @@ def test_a_name_taken_by_another_spec_is_refused_with_the_difference_and_left_as
     workplace = new_workplace("taken")
     workplace.run("sweep", LINEAR, "--study", "mine", "--configurations", "1", "--max-epochs", "1", "--workers", "1")
     before = [run.to_dictionary() for run in workplace.runs()]
-    found = ask(workplace, "sweep", LINEAR, "--study", "mine", "--configurations", "2", "--max-epochs", "1")
+    found = ask(workplace, "sweep", LINEAR, "--study", "mine", "--configurations", "1", "--max-epochs", "2")
     line = only_line(found)
-    assert line.startswith("error: study 'mine' exists with another spec (configurations: 1 -> 2)")
+    assert line.startswith("error: study 'mine' exists with another spec (max_epochs: 1 -> 2)")
     found = ask(workplace, "train", QUICK, "--study", "mine")
     line = only_line(found)
     assert "experiment: linear.py -> quick.py" in line

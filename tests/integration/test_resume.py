@@ -27,17 +27,17 @@ def pruned(sweep: Sweep) -> list[int]:
     return [n for n, one in sweep.workplace.study("quick").lineages().items() if one.epochs == 1]
 
 
-def never_paused(sweep: Sweep, number: int, folder):
+def never_paused(sweep: Sweep, number: int, folder, *, study: str = "quick", max_epochs: int | None = None):
     """The same configuration, trained in one go in this process: its state and its curve."""
     import torch
 
-    study = sweep.workplace.study("quick")
+    there = sweep.workplace.study(study)
     experiment = load_experiment(QUICK).experiment
-    config = from_params(experiment.config, study.lineages()[number].config)
+    config = from_params(experiment.config, there.lineages()[number].config)
     threads = torch.get_num_threads()
-    torch.set_num_threads(study.attrs["site"]["threads"])
+    torch.set_num_threads(there.attrs["site"]["threads"])
     try:
-        run = Run.local(folder, experiment, seed=seed_for(study.spec.seed, number))
+        run = Run.local(folder, experiment, seed=seed_for(there.spec.seed, number), max_epochs=max_epochs)
         experiment.train(config, run)
         run.finish()
     finally:

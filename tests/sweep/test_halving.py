@@ -1,8 +1,10 @@
 """Which paused configuration goes on."""
 
+from collections import Counter
+
 import pytest
 
-from pipeline.sweep.halving import last_promotion, promotion, rungs
+from pipeline.sweep.halving import bracket_of, last_promotion, promotion, rungs
 from pipeline.sweep.lineage import lineages
 from tests.sweep.trials import segment
 
@@ -95,6 +97,14 @@ def test_there_is_no_last_promotion_once_one_has_completed():
     assert last_promotion(lineages(trials), RUNGS, direction="minimize") is None
 
 
+def test_one_that_ended_early_has_completed_as_well():
+    trials = [
+        segment(0, 0, "complete", epochs=2, until=3, values={1: 0.1, 2: 0.2}),
+        segment(1, 1, "paused", epochs=3, until=3, values={1: 0.2, 3: 0.2}),
+    ]
+    assert last_promotion(lineages(trials), RUNGS, direction="minimize") is None
+
+
 def test_when_the_best_of_a_rung_failed_the_last_promotion_takes_the_next():
     trials = [
         segment(0, 0, "paused", epochs=3, until=3, values={1: 0.1, 3: 0.1}),
@@ -120,3 +130,16 @@ def test_a_reopened_configuration_takes_no_part_in_the_promotion_of_others():
 def test_nothing_is_promoted_in_an_empty_study():
     assert promotion({}, RUNGS, eta=3, direction="minimize") is None
     assert last_promotion({}, RUNGS, direction="minimize") is None
+
+
+def test_configurations_are_dealt_to_brackets_in_hyperbands_proportions():
+    """Li et al. 2018, table 1, whose R is 81 and eta 3: the numbers of configurations that the brackets begin with."""
+    dealt = Counter(bracket_of(number, 5, eta=3) for number in range(81 + 34 + 15 + 8 + 5))
+    assert dealt == {0: 81, 1: 34, 2: 15, 3: 8, 4: 5}
+    # Whoever stops early has had about the same proportions.
+    assert Counter(bracket_of(number, 4, eta=3) for number in range(24)) == {0: 13, 1: 6, 2: 3, 3: 2}
+
+
+def test_a_configurations_bracket_follows_from_its_number_alone():
+    assert [bracket_of(number, 3, eta=3) for number in range(9)] == [0, 1, 0, 2, 0, 1, 0, 0, 1]
+    assert [bracket_of(number, 1, eta=3) for number in range(4)] == [0, 0, 0, 0]

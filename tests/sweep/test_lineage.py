@@ -1,8 +1,10 @@
 """What the trials of a study say about its configurations."""
 
+import random
+
 import pytest
 
-from pipeline.sweep.lineage import duplicates, failing_alike, lineages
+from pipeline.sweep.lineage import MAX_RETRIES, Lineages, duplicates, failing_alike, lineages
 from tests.sweep.trials import checkpoint_of, segment
 
 
@@ -205,3 +207,23 @@ def test_a_rung_is_reached_by_the_search_not_by_hand():
     assert lineage.rung_value(1) == 0.9
     assert lineage.rung_value(3) is None
     assert lineage.rung_value(9) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_study_that_grows_is_read_as_if_it_were_read_whole(seed):
+    """Workers claim, end and duplicate segments in any order; what has ended is looked at once."""
+    chance, index, trials = random.Random(seed), Lineages(MAX_RETRIES), []
+    for number in range(40):
+        configuration = chance.randrange(5)
+        known = lineages(trials).get(configuration)
+        parents = [None, *([segment.number for segment in known.segments] if known else [])]
+        parent = parents[-1] if chance.random() < 0.8 else chance.choice(parents)  # the latter is a duplicate
+        trials.append(segment(number, configuration, None, parent=parent))
+        for place, trial in enumerate(trials):
+            if not trial.state.is_finished() and chance.random() < 0.3:
+                attrs = trial.user_attrs
+                trials[place] = segment(place, attrs["configuration"], "paused", parent=attrs["parent"])
+        found = index.of(trials)
+        assert found == lineages(trials)
+        assert list(found) == sorted(found)
+    assert index._count > 20

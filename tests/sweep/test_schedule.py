@@ -4,8 +4,11 @@ import pytest
 from optuna.trial import TrialState
 
 from pipeline.errors import UsageError
+from pipeline.sweep.budget import grant
+from pipeline.sweep.halving import bracket_of
 from pipeline.sweep.reopening import reopen
 from pipeline.sweep.schedule import first_goal, is_over, is_search_over, next_segment
+from pipeline.sweep.study import Study
 from tests.sweep.trials import checkpoint_of, new_study, spec
 
 
@@ -17,10 +20,19 @@ def finish(study, lineage, value, *, ended="paused"):
     best = {"epoch": until, "value": value, "checkpoint": name}
     study.set(head._trial_id, "progress", {"checkpoint": name, "epochs": until, "best": best})
     study.report(head._trial_id, until, value)
-    if until >= study.spec.max_epochs:
+    if until >= (lineage.extended or study.spec.max_epochs):
         study.end(head._trial_id, TrialState.COMPLETE, "complete", value)
     else:
         study.end(head._trial_id, TrialState.PRUNED, ended)
+
+
+def stop_at(study, lineage, epoch):
+    """A claimed segment stops before its goal, with a checkpoint."""
+    head = lineage.head
+    study.set(head._trial_id, "config", {"lr": 0.5})
+    name = checkpoint_of(head.number, epoch)
+    study.set(head._trial_id, "progress", {"checkpoint": name, "epochs": epoch, "best": None})
+    study.end(head._trial_id, TrialState.FAIL, "preempted")
 
 
 def run_through(study, values, log=None):
@@ -55,8 +67,8 @@ def test_without_a_full_third_anywhere_the_best_still_trains_to_the_end(tmp_path
 def test_without_halving_every_configuration_trains_to_the_full_at_once(tmp_path):
     study = new_study(tmp_path, configurations=2, pruner="none")
     assert run_through(study, VALUES) == [(0, 9), (1, 9)]
-    assert first_goal(spec(pruner="median")) == 9
-    assert first_goal(spec(pruner="halving", min_epochs=2)) == 2
+    assert first_goal(spec(pruner="median"), 0) == 9
+    assert first_goal(spec(pruner="halving", min_epochs=2), 0) == 2
 
 
 def test_a_budget_of_one_rung_needs_no_promotion(tmp_path):
@@ -118,8 +130,8 @@ def test_reopening_takes_a_pruned_configuration_to_the_full_and_no_other(tmp_pat
     study = new_study(tmp_path)
     run_through(study, VALUES)
     before = {n: [s.number for s in one.segments] for n, one in study.lineages().items()}
-    assert reopen(study, 0)
-    assert reopen(study, 0)  # repeated, it does nothing more
+    assert reopen(study, (0,))
+    assert reopen(study, (0,))  # repeated, it does nothing more
     assert not is_over(study)
     assert is_search_over(study)  # nothing changes for the others
     found = next_segment(study, only=(0,))
@@ -130,16 +142,16 @@ def test_reopening_takes_a_pruned_configuration_to_the_full_and_no_other(tmp_pat
     assert is_over(study)
     after = {n: [s.number for s in one.segments] for n, one in study.lineages().items()}
     assert {n: s for n, s in after.items() if n != 0} == {n: s for n, s in before.items() if n != 0}
-    assert not reopen(study, 0)
+    assert not reopen(study, (0,))
 
 
 def test_an_interrupted_reopening_is_continued_as_one(tmp_path):
     study = new_study(tmp_path)
     run_through(study, VALUES)
-    assert reopen(study, 0)
+    assert reopen(study, (0,))
     found = next_segment(study, only=(0,))
     study.end(found.head._trial_id, TrialState.FAIL, "preempted")
-    assert reopen(study, 0)
+    assert reopen(study, (0,))
     again = next_segment(study, only=(0,))
     assert again.head.user_attrs["parent"] == found.head.number
     assert again.head.user_attrs["reopened"]
@@ -150,7 +162,7 @@ def test_only_the_reopened_configuration_is_worked_on_while_others_are_left_to_d
     study = new_study(tmp_path)
     for _ in range(2):
         finish(study, next_segment(study), 0.5)
-    assert reopen(study, 0)
+    assert reopen(study, (0,))
     finish(study, next_segment(study, only=(0,)), 0.01)
     assert next_segment(study, only=(0,)) == "done"
     assert sorted(study.lineages()) == [0, 1]
@@ -161,7 +173,7 @@ def test_a_configuration_that_failed_is_reopened_from_its_last_checkpoint(tmp_pa
     finish(study, next_segment(study), 0.5)
     found = next_segment(study)
     study.end(found.head._trial_id, TrialState.FAIL, "diverged")
-    assert reopen(study, 0)
+    assert reopen(study, (0,))
     again = next_segment(study, only=(0,))
     assert again.head.user_attrs["start"] == checkpoint_of(0, 1)
 
@@ -170,6 +182,87 @@ def test_reopening_what_is_not_there_or_is_being_trained_is_refused(tmp_path):
     study = new_study(tmp_path)
     next_segment(study)
     with pytest.raises(UsageError, match="--configuration 5: study 's' has no such configuration"):
-        reopen(study, 5)
+        reopen(study, (5,))
     with pytest.raises(UsageError, match="--configuration 0: it is being trained"):
-        reopen(study, 0)
+        reopen(study, (0,))
+
+
+def test_hyperband_starts_each_bracket_at_its_rung_and_promotes_inside_it_alone(tmp_path):
+    study = new_study(tmp_path, configurations=9, pruner="hyperband")
+    assert [bracket_of(number, 3, eta=3) for number in range(9)] == [0, 1, 0, 2, 0, 1, 0, 0, 1]
+    assert [first_goal(study.spec, number) for number in range(9)] == [1, 3, 1, 9, 1, 3, 1, 1, 3]
+    order = run_through(study, VALUES)
+    assert order == [
+        *[(0, 1), (1, 3), (2, 1), (3, 9), (4, 1)],
+        (4, 3),  # the best of 0, 2 and 4
+        *[(5, 3), (6, 1), (7, 1), (8, 3)],
+        (1, 9),  # the best of 1, 5 and 8, although 4 was better at the same epoch
+    ]
+    assert is_over(study)
+
+
+def test_an_interrupted_hyperband_goes_on_as_if_it_had_not_been(tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole = run_through(new_study(tmp_path / "whole", pruner="hyperband"), VALUES)
+    study = new_study(tmp_path, pruner="hyperband")
+    order = []
+    while (found := next_segment(study)) != "done":
+        study.end(found.head._trial_id, TrialState.FAIL, "preempted")
+        found = next_segment(study)
+        order.append((found.number, found.until))
+        finish(study, found, VALUES[found.number])
+    assert order == whole
+
+
+def test_a_study_that_grows_goes_on_where_it_ended(tmp_path):
+    study = new_study(tmp_path, configurations=3)
+    order = run_through(study, VALUES)
+    assert is_over(study)
+    grown = Study.open("s", study.url, spec(configurations=9), accept_change=False)
+    assert not is_over(grown)
+    # 1 had been taken to the end for want of a full rung; all the rest is as planned.
+    assert run_through(grown, VALUES, order) == [
+        *[(0, 1), (1, 1), (2, 1), (1, 3), (1, 9)],
+        *[(3, 1), (4, 1), (4, 3), (5, 1), (6, 1), (7, 1), (8, 1), (6, 3), (4, 9)],
+    ]
+
+
+def test_given_points_are_the_first_configurations_and_outlive_a_kill_while_they_are_drawn(tmp_path):
+    study = new_study(tmp_path, configurations=2, points=[{"lr": 0.5}])
+    found = next_segment(study)
+    assert found.head.system_attrs == {"fixed_params": {"lr": 0.5}}
+    study.end(found.head._trial_id, TrialState.FAIL, "preempted")  # before it has said what was drawn
+    found = next_segment(study)
+    assert found.head.system_attrs == {"fixed_params": {"lr": 0.5}}
+    finish(study, found, 0.5)
+    assert next_segment(study).head.system_attrs == {}
+
+
+def test_all_configurations_together_are_granted_no_more_epochs_than_the_budget(tmp_path):
+    study = new_study(tmp_path, configurations=2, pruner="none")
+    found = next_segment(study, max_total_epochs=12)
+    assert found.head.user_attrs["granted"] == 9
+    # The other gets what is left beside what is granted, and who comes then waits.
+    other = next_segment(study, max_total_epochs=12)
+    assert other.head.user_attrs["granted"] == 3
+    assert next_segment(study, max_total_epochs=12) == "wait"
+    finish(study, found, 0.5)
+    stop_at(study, other, 3)
+    assert next_segment(study, max_total_epochs=12) == "done"
+    assert not is_over(study)
+    # With more it goes on to where it was to go.
+    again = next_segment(study, max_total_epochs=100)
+    assert (again.number, again.until, again.head.user_attrs["granted"]) == (1, 9, 9)
+    stop_at(study, again, 5)
+    assert next_segment(study).until == 9
+
+
+def test_of_two_that_claim_at_once_the_lower_trial_is_granted_what_it_wants_first(tmp_path):
+    study = new_study(tmp_path, configurations=2, pruner="none")
+    for number in range(2):
+        study.add_configuration(number, until=9)
+        assert study.claim(study.lineages()[number].head)
+    assert not grant(study, 1, 9)
+    assert grant(study, 0, 9)
+    assert study.lineages()[0].head.user_attrs["granted"] == 9
+    assert study.lineages()[1].ended == "preempted"

@@ -20,9 +20,9 @@ def test_equal_specs_have_no_differences():
 
 
 def test_a_difference_names_the_field_and_both_values():
-    differences = spec(configurations=12, seed=1).differences(spec())
-    assert differences == {"configurations": (9, 12), "seed": (0, 1)}
-    with pytest.raises(UsageError, match=r"study 's' .*configurations: 9 -> 12, seed: 0 -> 1.*--study") as raised:
+    differences = spec(configurations=8, seed=1).differences(spec())
+    assert differences == {"configurations": (9, 8), "seed": (0, 1)}
+    with pytest.raises(UsageError, match=r"study 's' .*configurations: 9 -> 8, seed: 0 -> 1.*--study") as raised:
         refuse_change("s", differences, accept=True)
     assert "--accept-change" not in str(raised.value)
 
@@ -38,6 +38,14 @@ def test_accepting_a_change_of_code_does_not_accept_another_search():
     differences = spec(code="d" * 64, eta=4).differences(spec())
     with pytest.raises(UsageError, match="eta: 3 -> 4"):
         refuse_change("s", differences, accept=True)
+
+
+def test_more_configurations_of_the_same_search_are_continued_and_fewer_refused():
+    refuse_change("s", spec(configurations=12).differences(spec()), accept=False)
+    with pytest.raises(UsageError, match="configurations: 9 -> 8"):
+        refuse_change("s", spec(configurations=8).differences(spec()), accept=True)
+    with pytest.raises(UsageError, match=r"\(eta: 3 -> 4\)"):
+        refuse_change("s", spec(configurations=12, eta=4).differences(spec()), accept=False)
 
 
 @pytest.mark.parametrize(
