@@ -15,7 +15,7 @@ GRANTED = "granted"  # attribute of a trial: the epoch at which the budget ends 
 
 
 def left(found: Mapping[int, Lineage], max_total_epochs: int) -> int:
-    """Epochs that are neither trained nor granted."""
+    """Epochs that are neither trained nor held by somebody who trains."""
     return max_total_epochs - sum(_held(lineage) for lineage in found.values())
 
 
@@ -25,13 +25,13 @@ def spent(found: Mapping[int, Lineage]) -> int:
 
 
 def grant(study: Study, number: int, max_total_epochs: int) -> bool:
-    """Says in a claimed trial how far it may train. False: nothing is left, and it was ended again, resumably.
+    """Says in a claimed trial how far it may train. False: others hold what is left, and it was ended, resumably.
 
-    Of two who claim at once the lower trial number comes first; the other leaves it all that it may want.
+    Of two who claim at once at least the later sees the other's claim, and takes all that it may want for held.
     """
     found = study.lineages()
     mine = found.pop(number)
-    may = max_total_epochs - sum(_held(lineage, before=mine.head.number) for lineage in found.values()) - mine.epochs
+    may = left(found, max_total_epochs) - mine.epochs
     if may > 0:
         study.set(mine.head._trial_id, GRANTED, min(mine.until, mine.epochs + may))
     else:
@@ -44,9 +44,8 @@ def granted(segment: FrozenTrial) -> int | None:
     return segment.user_attrs.get(GRANTED)
 
 
-def _held(lineage: Lineage, *, before: int = -1) -> int:
-    """Epochs trained or granted; an open segment below a trial number may yet be granted all that it wants."""
-    head = lineage.head
-    if head.state.is_finished():
+def _held(lineage: Lineage) -> int:
+    """Epochs trained and, while it runs, granted; all that it may want until it is told."""
+    if lineage.head.state is not TrialState.RUNNING:
         return lineage.epochs
-    return max(lineage.epochs, granted(head) or (lineage.until if head.number < before else 0))
+    return max(lineage.epochs, granted(lineage.head) or lineage.until)

@@ -59,7 +59,7 @@ class Lineage:
         trial.number = self.number
         return trial
 
-    @property
+    @cached_property
     def ended(self) -> str | None:
         """Why the newest segment ended; None while it waits or runs."""
         if not self.head.state.is_finished():

@@ -45,7 +45,7 @@ def next_segment(
         if claimed is not None:
             if max_total_epochs is None or budget.grant(study, claimed.number, max_total_epochs):
                 return study.lineages()[claimed.number]
-            continue  # others hold what was left
+            return "wait"  # others hold what was left
         if waiting:
             continue  # another was faster: look again
         if not (_continue(study, mine) or (only is None and _grow(study, spec, found))):

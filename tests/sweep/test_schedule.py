@@ -257,12 +257,20 @@ def test_all_configurations_together_are_granted_no_more_epochs_than_the_budget(
     assert next_segment(study).until == 9
 
 
-def test_of_two_that_claim_at_once_the_lower_trial_is_granted_what_it_wants_first(tmp_path):
+def test_of_two_that_claim_at_once_neither_takes_what_the_other_may_want(tmp_path):
     study = new_study(tmp_path, configurations=2, pruner="none")
     for number in range(2):
         study.add_configuration(number, until=9)
         assert study.claim(study.lineages()[number].head)
-    assert not grant(study, 1, 9)
+    assert not grant(study, 1, 9)  # 0 has not been told yet, and may want them all
+    assert study.lineages()[1].ended == "preempted"
     assert grant(study, 0, 9)
     assert study.lineages()[0].head.user_attrs["granted"] == 9
-    assert study.lineages()[1].ended == "preempted"
+    assert next_segment(study, max_total_epochs=9) == "wait"
+
+
+def test_a_trial_that_nobody_claims_holds_no_epochs(tmp_path):
+    study = new_study(tmp_path, configurations=2, pruner="none")
+    study.add_configuration(0, until=9)  # by a command that was killed
+    study.add_configuration(1, until=9)
+    assert next_segment(study, only=(1,), max_total_epochs=9).head.user_attrs["granted"] == 9
