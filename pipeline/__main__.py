@@ -10,9 +10,13 @@ def main() -> int:
     stop = StopRequest()
     stop.interrupt()
     try:
-        from pipeline.cli import run_command
+        from pipeline.front import answer
 
-        code = run_command(sys.argv[1:], stop)
+        code = answer(sys.argv[1:])
+        if code is None:
+            from pipeline.cli import run_command
+
+            code = run_command(sys.argv[1:], stop)
         stop.ignore()  # the work is done, and said to be
         return code
     except BrokenPipeError:

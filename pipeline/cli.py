@@ -3,10 +3,10 @@
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import summary
+from pipeline import summary, usage
 from pipeline.commands import (
     CommonOptions,
     EvaluateOptions,
@@ -34,13 +34,10 @@ DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 75
 
 def run_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Runs one command and returns its exit code. Raises Interrupted when stopped before there was work to save."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
-        return DONE if arguments else USAGE
     configure_logging(logging.INFO)
     try:
         if arguments[0] not in COMMANDS:
-            raise UsageError(f"{arguments[0]}: no such command; there are {', '.join(COMMANDS)}")
+            raise UsageError(f"{arguments[0]}: no such command; there are {', '.join(usage.COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:], stop)
     except Exception as error:
         message = str(error) if isinstance(error, ThawError) else server.refusal(error)
@@ -98,7 +95,7 @@ def train_command(arguments: Sequence[str], stop: StopRequest) -> int:
     context = local.start_forkserver()
     file, rest = _file("train", arguments, None, TrainOptions)
     groups: dict[str, type[Any]] = {"": TrainOptions, "config": file.experiment.config, **_data_group(file)}
-    found = parse(_prog("train", file), train_command.__doc__ or "", groups, rest)
+    found = _parse("train", groups, rest, file)
     options: TrainOptions = found[""]
     session = Session(options.storage, stop, context)
     study = session.open_training(
@@ -122,7 +119,7 @@ def prepare_command(arguments: Sequence[str], stop: StopRequest) -> int:
 
 def resume_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Continues a study, or gives configurations of it the whole budget, or more."""
-    options: ResumeOptions = parse(_prog("resume"), resume_command.__doc__ or "", {"": ResumeOptions}, arguments)[""]
+    options: ResumeOptions = _parse("resume", {"": ResumeOptions}, arguments)[""]
     session = Session(options.storage, stop, local.start_forkserver())
     study, file = session.reopen_study(options.study, accept_change=options.accept_change)
     return summary.report(session.work(study, file, options.how(), reopening=options.reopening()))
@@ -130,8 +127,7 @@ def resume_command(arguments: Sequence[str], stop: StopRequest) -> int:
 
 def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Evaluates a study's best configuration on held-out data and registers its model."""
-    groups = {"": EvaluateOptions}
-    options: EvaluateOptions = parse(_prog("evaluate"), evaluate_command.__doc__ or "", groups, arguments)[""]
+    options: EvaluateOptions = _parse("evaluate", {"": EvaluateOptions}, arguments)[""]
     session = Session(options.storage, stop, None)
     study, file = session.reopen_study(options.study, accept_change=options.accept_change)
     return summary.evaluation(study, session.evaluate(study, file, options.configuration))
@@ -139,15 +135,13 @@ def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> int:
 
 def status_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Shows how a study stands, or all of them: what runs, what is paused, what is left."""
-    groups = {"": StatusOptions}
-    options: StatusOptions = parse(_prog("status"), status_command.__doc__ or "", groups, arguments)[""]
+    options: StatusOptions = _parse("status", {"": StatusOptions}, arguments)[""]
     return summary.status(Session(options.storage, stop, None).status(options.study))
 
 
 def verify_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Checks the checkpoints of a study or a run against their manifests; changes nothing."""
-    groups = {"": VerifyOptions}
-    options: VerifyOptions = parse(_prog("verify"), verify_command.__doc__ or "", groups, arguments)[""]
+    options: VerifyOptions = _parse("verify", {"": VerifyOptions}, arguments)[""]
     session = Session(options.storage, stop, None)
     return summary.verdicts(session.verify(options.study, options.run))
 
@@ -157,8 +151,7 @@ def inspect_command(arguments: Sequence[str], stop: StopRequest) -> int:
     if not arguments or arguments[0].startswith("-"):
         _maybe_help("inspect", arguments, InspectOptions)
         raise UsageError("inspect: which run? give its MLflow run id, or the folder of a Run.local")
-    groups = {"": InspectOptions}
-    options: InspectOptions = parse(_prog("inspect RUN"), inspect_command.__doc__ or "", groups, arguments[1:])[""]
+    options: InspectOptions = _parse("inspect", {"": InspectOptions}, arguments[1:])[""]
     return summary.tree(Session(options.storage, stop, None).checkpoint(arguments[0], options.which))
 
 
@@ -169,7 +162,7 @@ def prove_command(arguments: Sequence[str], _: StopRequest) -> int:
     context = local.start_forkserver()
     file, rest = _file("prove", arguments, None, ProveOptions)
     groups: dict[str, type[Any]] = {"": ProveOptions, "config": file.experiment.config, **_data_group(file)}
-    found = parse(_prog("prove", file), prove_command.__doc__ or "", groups, rest)
+    found = _parse("prove", groups, rest, file)
     options: ProveOptions = found[""]
     return summary.proof(
         prove(
@@ -214,13 +207,13 @@ def _file(
 def _maybe_help(command: str, arguments: Sequence[str], options: type[Any]) -> None:
     """Prints a command's help and exits, if that is what it was asked for without its first argument."""
     if any(argument in ("-h", "--help") for argument in arguments):
-        parse(_prog(command), COMMANDS[command].__doc__ or "", {"": options}, arguments)
+        _parse(command, {"": options}, arguments)
 
 
 def _parsed(command: str, arguments: Sequence[str], options: type[Any], file: ExperimentFile) -> tuple[Any, Any]:
     """The options of a command and those of the experiment's `prepare`, None without."""
     groups = {"": options, **_data_group(file)}
-    found = parse(_prog(command, file), COMMANDS[command].__doc__ or "", groups, arguments)
+    found = _parse(command, groups, arguments, file)
     return found[""], found.get("data")
 
 
@@ -228,25 +221,14 @@ def _data_group(file: ExperimentFile) -> dict[str, type[Any]]:
     return {} if file.experiment.data is None else {"data": file.experiment.data}
 
 
-def _prog(command: str, file: ExperimentFile | None = None) -> str:
-    return f"python -m pipeline {command} {'' if file is None else file.path.name}".strip()
+def _parse(
+    command: str, groups: Mapping[str, type[Any]], arguments: Sequence[str], file: ExperimentFile | None = None
+) -> dict[str, Any]:
+    words = usage.COMMANDS[command]
+    prog = f"python -m pipeline {command} {words.takes if file is None else file.path.name}".strip()
+    return parse(prog, words.summary, groups, arguments, example=words.example)
 
 
 def _wants_traceback(arguments: Sequence[str]) -> bool:
     flags = list(zip(arguments, [*arguments[1:], ""], strict=True))
     return "--traceback=true" in arguments or ("--traceback", "true") in flags
-
-
-def _help() -> str:
-    lines = [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: python -m pipeline COMMAND [FILE] [--flags]",
-            "",
-            "Hyperparameter sweeps that survive: kill anything, run the same command again.",
-            "",
-            *lines,
-            "",
-            "python -m pipeline COMMAND [FILE] --help lists a command's flags, and those of the experiment FILE.",
-        ]
-    )

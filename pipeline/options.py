@@ -18,20 +18,30 @@ UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class _Parser(ArgumentParser):
+    example = ""
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """With an example that is not wrapped, so that it can be copied."""
+        return str(super().format_help()) + (f"\nexample: {self.example}\n" if self.example else "")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(message)
 
 
-def parse(prog: str, description: str, groups: Mapping[str, type[Any]], arguments: Sequence[str]) -> dict[str, Any]:
+def parse(
+    prog: str, description: str, groups: Mapping[str, type[Any]], arguments: Sequence[str], *, example: str = ""
+) -> dict[str, Any]:
     """Parses arguments into one instance of each group's dataclass.
 
     The fields of group `config` are `--config.learning-rate`, and `--config.optimizer.lr` where a field is a
-    dataclass itself; those of the group with the empty name are `--max-epochs`. `--help` prints and exits.
+    dataclass itself; those of the group with the empty name are `--max-epochs`. A flag that may be true is so without
+    a value as well. `--help` prints and exits.
 
     Raises:
         UsageError: an unknown flag, or a value that is not of its field's type.
     """
     parser = _Parser(prog=prog, description=description, default_env=False, allow_abbrev=False)
+    parser.example = example
     for name, cls in groups.items():
         group = parser.add_argument_group(f"--{name}.*" if name else "options", _summary(cls) if name else None)
         _add_fields(group, name, cls, None)
@@ -71,6 +81,7 @@ def _add_fields(group: Any, name: str, cls: type[Any], defaults: Any) -> None:
             type=hint,
             default=default if given else None,
             required=not given,
+            **({"nargs": "?", "const": True} if hint is bool else {}),
             help=helps.get(field.name, " "),
         )
 
@@ -109,8 +120,9 @@ def _summary(cls: type[Any]) -> str:
 
 
 def _helps(cls: type[Any]) -> dict[str, str]:
-    parsed = docstring_parser.parse_from_object(cls)
-    return {p.arg_name: p.description or " " for p in parsed.params}
+    """What the docstrings of a class, and of those it inherits fields from, say of them."""
+    parsed = [docstring_parser.parse_from_object(one) for one in reversed(cls.__mro__) if dataclasses.is_dataclass(one)]
+    return {p.arg_name: p.description or " " for one in parsed for p in one.params}
 
 
 def _one_line(message: str) -> str:

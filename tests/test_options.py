@@ -86,6 +86,10 @@ def test_a_flag_that_is_true_or_false_takes_its_value(text, value):
     assert parsed(f"--config.bias={text}")[1].bias is value
 
 
+def test_a_flag_without_a_value_is_true():
+    assert parsed("--accept-change", "--study", "s")[0] == Options(accept_change=True, study="s")
+
+
 def test_values_have_the_types_of_their_fields():
     config = parsed(*("--config.layers", "[1, 2, 3]"), *("--config.rate", "1e-3"), *("--config.path", "c d/ü.csv"))[1]
     assert config == Config(layers=(1, 2, 3), rate=0.001, path=Path("c d/ü.csv"))
@@ -115,7 +119,7 @@ def test_a_number_given_as_text_stays_text_where_text_is_wanted():
         (["--config.bias", "perhaps"], "--config.bias"),
         (["--config.layers", "[1, x]"], "--config.layers"),
         (["--config.optimizer.lr", "fast"], "lr"),
-        (["--accept-change"], "--accept-change"),
+        (["--config.max-width"], "--config.max-width"),
         (["stray"], "stray"),
         (["--study", "bad"], "not this one"),
         (["--config", "file.yaml"], "--config"),
