@@ -141,18 +141,18 @@ def test_what_a_store_that_is_away_could_not_take_survives_a_kill_and_is_not_tra
     command, progress = at_the_gate(workplace)
     disk.forbid()
     progress.open_gate()
-    progress.wait_for_end_of(" 5 0", command)
     spool = workplace.folder / "spool"
-    wait_until(lambda: list(spool.glob("*/s0-e00003-*/manifest.json")), "the third epoch is on this machine's disk")
-    newest = max(path.parent.name for path in spool.glob("*/s*/manifest.json"))
+    wait_until(lambda: list(spool.glob("*/s*/manifest.json")), "a checkpoint is on this machine's disk")
     command.kill()
+    newest = max(path.parent.name for path in spool.glob("*/s*/manifest.json"))
+    epoch, batch = int(newest[4:9]), int(newest[11:17])
     disk.allow()
     progress = workplace.progress()
     command = workplace.start(*TRAIN, environment=environment(progress))
     again = batches(progress, command)
     assert command.wait() == 0, command.output
     assert f"goes on from {newest}, which was left on this disk" in command.output
-    assert again[0] == (int(newest[4:9]), int(newest[11:17]))
+    assert again[:1] == [(epoch, batch)] * (epoch < EPOCHS)
     assert_same_training(workplace.trained(), undisturbed)
     assert_each_step_once(workplace.trained(), EPOCHS)
     assert not list(spool.glob("*/s*")), "what was taken from there is gone"
