@@ -78,7 +78,10 @@ POINTS = {
     "after the retention": Point(function="pipeline.checkpoint.store:FolderStore.keep_only", when="after"),
     **{
         f"{when} the upload of {file}": Point(
-            function="mlflow:MlflowClient.log_artifact", when=when, only=_file(file), far=True
+            function="mlflow.store.artifact.local_artifact_repo:LocalArtifactRepository.log_artifact",
+            when=when,
+            only=_file(file),
+            far=True,
         )
         for file in ("state.safetensors", "state.json", "manifest.json")
         for when in ("before", "after")

@@ -10,18 +10,20 @@ from pipeline.sweep.lineage import lineages
 from tests.integration.commands import Workplace
 
 LINEAR = Path(__file__).parents[2] / "experiments" / "linear.py"
+SWEEP = ("sweep", LINEAR, "--configurations", "4", "--eta", "2", "--workers", "1")
 
 
 @pytest.fixture
 def pruned(workplace: Workplace) -> Workplace:
-    """A sweep of two configurations, of which one was pruned at epoch 2."""
-    workplace.run("sweep", LINEAR, "--configurations", "2", "--min-epochs", "2", "--workers", "1")
+    """A sweep in which one configuration was pruned at epoch 2, its second rung: it has a checkpoint of each."""
+    workplace.run(*SWEEP)
     return workplace
 
 
 def pruned_number(workplace: Workplace) -> int:
-    (run,) = workplace.runs(kind="configuration", state="pruned")
-    return int(run.data.tags["configuration"])
+    found = workplace.study().lineages().values()
+    (lineage,) = [one for one in found if one.ended == "paused" and one.epochs == 2]
+    return lineage.number
 
 
 def spoil(workplace: Workplace, number: int, newest: int) -> list[str]:
@@ -65,7 +67,7 @@ def test_a_resume_sets_a_spoiled_checkpoint_aside_and_ends_as_if_it_had_been_goo
     assert [step for step, _ in resumed.curves["train_loss"]] == [1, 2, 3, 4, 5]
 
     undisturbed = new_workplace("undisturbed")
-    undisturbed.run("sweep", LINEAR, "--configurations", "2", "--min-epochs", "2", "--workers", "1")
+    undisturbed.run(*SWEEP)
     undisturbed.run("resume", "--study", "linear", "--configuration", str(number))
     reference = undisturbed.trained(configuration=str(number))
     assert resumed.curves == reference.curves
