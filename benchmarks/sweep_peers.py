@@ -43,6 +43,9 @@ def optuna_recipe() -> None:
 
     Optuna's tutorial "Easy Parallelization", and `pytorch/pytorch_checkpoint.py` of optuna-examples.
     """
+    import mlflow
+
+    mlflow.set_experiment("sweep")  # two workers that create the database at once would crash
     study = _optuna_study()
     if not study.get_trials(deepcopy=False):
         for point in points():
@@ -195,7 +198,7 @@ def syne_tune() -> None:
                 reduction_factor=ETA,
                 searcher_kwargs={"points_to_evaluate": points()},
             ),
-            stop_criterion=StoppingCriterion(max_num_trials_started=len(points())),
+            stop_criterion=StoppingCriterion(max_num_trials_started=len(points()) - 1),  # "more than"
             wait_trial_completion_when_stopping=True,
             n_workers=WORKERS,
             sleep_time=0.1,  # by default it looks for results, and for who is to be stopped, every 5 s
