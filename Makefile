@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 5000
 # More for `mlflow run`: make run ARGS='-P data=my.csv -P target=price'
 ARGS ?=
+BENCH ?= checkpoint
 VENV := .venv
 PY := $(VENV)/bin/python
 
@@ -21,9 +22,9 @@ test: $(VENV)/test.stamp
 	$(PY) -m mypy pipeline
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The peers are installed for this alone.
+# The peers are installed for this alone. What is measured: checkpoint, sweep, quality, growth, restart.
 bench: $(VENV)/bench.stamp
-	$(PY) -m benchmarks.checkpoint $(ARGS)
+	$(PY) -m benchmarks.$(BENCH) $(ARGS)
 
 # The same database and folder as without a server; left to itself, it would put new experiments elsewhere.
 ui: $(VENV)/run.stamp
