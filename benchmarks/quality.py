@@ -9,6 +9,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -78,7 +79,10 @@ def main() -> None:
     began_s = time.monotonic()
     jobs = [(case, seed, arguments.configurations) for case in arguments.cases for seed in range(arguments.seeds)]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        searches = [search for found in pool.starmap(_searches, jobs, chunksize=1) for search in found]
+        searches = []
+        for done, found in enumerate(pool.imap(_searches, jobs), start=1):
+            searches += found
+            print(f"{done} of {len(jobs)}", file=sys.stderr, flush=True)
     print(f"{arguments.configurations} configurations, {arguments.seeds} seeds, {time.monotonic() - began_s:.0f} s\n")
     rows = [row for case in arguments.cases for row in _rows([one for one in searches if one.case == case])]
     print(_table(rows))
@@ -87,7 +91,9 @@ def main() -> None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="ascii")
 
 
-def _searches(case: str, seed: int, configurations: int) -> list[Search]:
+def _searches(job: tuple[str, int, int]) -> list[Search]:
+    """All methods on one case and seed, which share their learning curves."""
+    case, seed, configurations = job
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     curves = Curves(case, seed)
