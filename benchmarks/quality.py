@@ -293,7 +293,6 @@ def _draw_plot(searches: Sequence[Search], file: Path) -> None:
                 axis.plot(epochs, losses, style, color=f"C{place}", label=f"{pruner}, {sampler}", linewidth=1.3)
                 axis.plot(epochs[-1:], losses[-1:], "o" if sampler == "tpe" else "s", color=f"C{place}", markersize=4)
         axis.set(title=case, xscale="log", yscale="log", xlabel="epochs trained")
-        axis.yaxis.set_minor_formatter("{x:.2g}")
     axes[0][0].set_ylabel("best validation loss, mean of all seeds")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(file, dpi=80)
