@@ -16,43 +16,17 @@ import pandas as pd
 from pipeline.commands import ResumeOptions
 from pipeline.engines import local
 from pipeline.errors import UsageError
-from pipeline.experiment import flatten
+from pipeline.report import frames
 from pipeline.session import Session
 from pipeline.signals import STOPPING, StopRequest
-from pipeline.sweep.finish import front, state_of
-from pipeline.sweep.lineage import Lineage, progress_of
+from pipeline.sweep.finish import front
+from pipeline.sweep.lineage import Lineage
 from pipeline.sweep.schedule import is_search_over
 from pipeline.sweep.worker import Site
 from pipeline.tracking import runs
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint
-
-# Columns and their types, in order; a configuration's fields keep the types they have.
-COLUMNS = {
-    "state": "str",
-    "params.": "",
-    "epochs": "int64",
-    "metrics.": "float64",
-    "best_epoch": "Int64",
-    "best.": "float64",
-    "segments": "int64",
-    "seconds": "float64",
-    "checkpoint": "str",
-    "run_id": "str",
-}
-SEGMENT_COLUMNS = {
-    "configuration": "int64",
-    "parent": "Int64",
-    "host": "str",
-    "pid": "Int64",
-    "start": "datetime64[us]",
-    "end": "datetime64[us]",
-    "from_checkpoint": "str",
-    "to_checkpoint": "str",
-    "ended": "str",
-    "resumed": "str",
-}
 
 
 class Study:
@@ -85,56 +59,15 @@ class Study:
         reported), `best.*` (those of the epoch `best_epoch`, the best by the monitored metric), `segments`, `seconds`
         (that they took), `checkpoint` (the last), `run_id`.
         """
-        over = is_search_over(self._study)
-        last = {run.info.run_id: run.data.metrics for run in self._runs()}
-        rows = {}
-        for number, one in self._lineages.items():
-            best = one.best or {}
-            rows[number] = {
-                "state": state_of(one, over=over),
-                **_prefixed("params", flatten(one.config or {})),
-                "epochs": one.epochs,
-                **_prefixed("metrics", last.get(one.run_id, {})),
-                "best_epoch": best.get("epoch"),
-                **_prefixed("best", best.get("metrics", {})),
-                "segments": len(one.segments),
-                "seconds": _seconds(one),
-                "checkpoint": one.progress["checkpoint"],
-                "run_id": one.run_id,
-            }
-        return _table(rows, "configuration", COLUMNS)
+        return frames.configurations(self._lineages, self._runs(), over=is_search_over(self._study))
 
     def segments(self) -> pd.DataFrame:
         """A row for each segment, by the number of its Optuna trial: who trained what, from where to where."""
-        rows = {}
-        for number, one in self._lineages.items():
-            for trial in one.segments:
-                attrs = trial.user_attrs
-                worker = attrs.get("worker", {})
-                rows[trial.number] = {
-                    "configuration": number,
-                    "parent": attrs["parent"],
-                    "host": worker.get("host", "").partition(" ")[0] or None,
-                    "pid": worker.get("pid"),
-                    "start": trial.datetime_start,
-                    "end": trial.datetime_complete,
-                    "from_checkpoint": attrs["start"],
-                    "to_checkpoint": progress_of(trial)["checkpoint"],
-                    "ended": attrs.get("ended") if trial.state.is_finished() else None,
-                    "resumed": attrs.get("resumed"),
-                }
-        return _table(rows, "trial", SEGMENT_COLUMNS)
+        return frames.segments(self._lineages)
 
     def history(self, *metrics: str) -> pd.DataFrame:
         """Every reported value, or those of some metrics: `configuration`, `epoch` (from 1), `metric`, `value`."""
-        numbers = {one.run_id: number for number, one in self._lineages.items()}
-        found = [run for run in self._runs() if run.info.run_id in numbers]
-        rows = [
-            (numbers[run_id], epoch, metric, value) for run_id, metric, epoch, value in runs.histories(found, metrics)
-        ]
-        table = pd.DataFrame(rows, columns=["configuration", "epoch", "metric", "value"])
-        typed = table.astype({"configuration": "int64", "epoch": "int64", "metric": "str", "value": "float64"})
-        return typed.sort_values(["configuration", "metric", "epoch"], ignore_index=True)
+        return frames.history(self._lineages, self._runs(), metrics)
 
     @property
     def best(self) -> pd.Series:
@@ -217,27 +150,3 @@ def _stoppable() -> Iterator[StopRequest]:
     for number in STOPPING:
         if stop.reason == number.name:
             signal.raise_signal(number)
-
-
-def _table(rows: dict[int, dict[str, Any]], index: str, types: dict[str, str]) -> pd.DataFrame:
-    """Rows under their numbers; a name that ends with a dot stands for the columns that begin with it."""
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(index).sort_index()
-    columns = {
-        name: kind
-        for wanted, kind in types.items()
-        for name in ([one for one in table if one.startswith(wanted)] if wanted.endswith(".") else [wanted])
-    }
-    return table.reindex(columns=list(columns)).astype({name: kind for name, kind in columns.items() if kind})
-
-
-def _prefixed(prefix: str, values: Any) -> dict[str, Any]:
-    return {f"{prefix}.{name}": value for name, value in sorted(values.items())}
-
-
-def _seconds(one: Lineage) -> float:
-    """What its segments took that have ended."""
-    return sum(
-        (trial.datetime_complete - trial.datetime_start).total_seconds()
-        for trial in one.segments
-        if trial.datetime_start is not None and trial.datetime_complete is not None
-    )

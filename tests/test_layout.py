@@ -14,6 +14,7 @@ LAYERS = (  # the highest first; a part imports its own layer and those below
     ("completion", "summary", "commands", "results"),
     ("session", "proving"),
     ("engines",),
+    ("report",),
     ("sweep",),
     ("stages",),
     ("run", "batches", "local", "segment"),
