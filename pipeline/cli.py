@@ -12,6 +12,7 @@ from pipeline.commands import (
     EvaluateOptions,
     InspectOptions,
     ProveOptions,
+    ReportOptions,
     ResumeOptions,
     StatusOptions,
     SweepOptions,
@@ -139,6 +140,12 @@ def status_command(arguments: Sequence[str], stop: StopRequest) -> int:
     return summary.status(Session(options.storage, stop, None).status(options.study))
 
 
+def report_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Rebuilds what MLflow shows of a study: pages, pictures, tables and the report that stands alone."""
+    options: ReportOptions = _parse("report", {"": ReportOptions}, arguments)[""]
+    return summary.reported(Session(options.storage, stop, None).report(options.study))
+
+
 def verify_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Checks the checkpoints of a study or a run against their manifests; changes nothing."""
     options: VerifyOptions = _parse("verify", {"": VerifyOptions}, arguments)[""]
@@ -186,6 +193,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], StopRequest], int]] = {
     "resume": resume_command,
     "evaluate": evaluate_command,
     "status": status_command,
+    "report": report_command,
     "verify": verify_command,
     "inspect": inspect_command,
     "prove": prove_command,

@@ -1,5 +1,6 @@
 """What each command can be told: its flags, with their types, defaults and help texts."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class WorkOptions(CommonOptions):
         max_retries: how often in a row a configuration may be lost, or raise, without a new checkpoint in between
         hang_timeout_s: how long training may stand still until it is killed; by default 10 epochs, at least 60 s
         workers_per_gpu: how many workers share a GPU before the next one gets some
+        report_every_s: seconds between two refreshes, at least, of what MLflow shows of the study; 0 for none, and
+            PIPELINE_REPORT_EVERY_S, else 10, by default
         accept_change: continue a study although code or data have changed; recorded
     """
 
@@ -52,6 +55,7 @@ class WorkOptions(CommonOptions):
     max_retries: int = MAX_RETRIES
     hang_timeout_s: float | None = None
     workers_per_gpu: int = 1
+    report_every_s: float = field(default_factory=lambda: float(os.environ.get("PIPELINE_REPORT_EVERY_S", "10")))
     accept_change: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +75,8 @@ class WorkOptions(CommonOptions):
             raise UsageError(f"--workers-per-gpu {self.workers_per_gpu}: expected at least 1")
         if self.outage_s < 0:
             raise UsageError(f"--outage-s {self.outage_s}: expected at least 0")
+        if self.report_every_s < 0:
+            raise UsageError(f"--report-every-s {self.report_every_s}: expected at least 0")
         self.how()
 
     def how(self) -> How:
@@ -82,6 +88,7 @@ class WorkOptions(CommonOptions):
             max_retries=self.max_retries,
             hang_timeout_s=self.hang_timeout_s,
             workers_per_gpu=self.workers_per_gpu,
+            report_every_s=self.report_every_s,
             keeping=Keeping(
                 checkpoint_every_s=self.checkpoint_every_s,
                 keep_bytes=None if self.keep_gb is None else round(self.keep_gb * 1e9),
@@ -206,6 +213,17 @@ class StatusOptions(CommonOptions):
     """
 
     study: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(CommonOptions):
+    """Options of a report.
+
+    Attributes:
+        study: the study whose pages, pictures, tables and report are rebuilt
+    """
+
+    study: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ from pipeline.engines import local
 from pipeline.engines.child import Job
 from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import ExperimentFile, default_params, from_params, load_experiment, to_params
+from pipeline.report.keeping import ReportJob, kept_current
+from pipeline.report.refresh import Refresher
 from pipeline.signals import StopRequest
 from pipeline.stages.prepare import data_digest, prepare
 from pipeline.sweep.budget import left
@@ -81,6 +83,7 @@ class How:
     hang_timeout_s: float | None
     workers_per_gpu: int
     keeping: Keeping
+    report_every_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,7 @@ class Session:
     def __init__(self, storage: str | None, stop: StopRequest, context: ForkServerContext | None) -> None:
         self._stop = stop
         self._context = context
+        self._told = storage
         self._experiment_id = server.connect()
         self._url = storage or os.environ.get("PIPELINE_STORAGE") or _default_storage()
 
@@ -209,7 +213,14 @@ class Session:
         evaluation = None
         study = patient(study, how.keeping.outage_s)
         study.limit_retries(how.max_retries)
-        with self._shown(study, how.keeping.outage_s):
+        shown = ReportJob(
+            study=study.name,
+            url=self._url,
+            told=self._told,
+            tracking_uri=server.uri(),
+            every_s=0.0 if reopening is None and is_over(study) else how.report_every_s,
+        )
+        with kept_current(shown, self._context, self._stop), self._shown(study, how.keeping.outage_s):
             only, todo = (None, not is_over(study)) if reopening is None else self._reopen(study, file, reopening)
             finished = not todo or self._train(study, how, only)
             if finished and evaluate and file.experiment.evaluate is not None and len(front(study)) <= 1:
@@ -227,7 +238,15 @@ class Session:
 
     def evaluate(self, study: Study, file: ExperimentFile, configuration: int | None) -> Evaluation:
         """Evaluates a configuration, the best by default, and registers its model."""
-        return evaluate_best(study, file, configuration)
+        found = evaluate_best(study, file, configuration)
+        self._refresh(study)
+        return found
+
+    def report(self, name: str) -> Study:
+        """Rebuilds all that MLflow shows of a study; returns it."""
+        study = self.load(name)
+        Refresher(study, storage=self._told).everything()
+        return study
 
     def load(self, name: str) -> Study:
         """A study by its name. Raises: UsageError."""
@@ -251,6 +270,13 @@ class Session:
         if not Path(run).is_dir():
             runs.check_exists(run)
         return Checkpoint.open(run, which)
+
+    def _refresh(self, study: Study) -> None:
+        """Brings the study's pages up to date; if that fails, what they are about stands all the same."""
+        try:
+            Refresher(study, storage=self._told).pages()
+        except Exception as error:  # noqa: BLE001  stores and servers raise what they like
+            log.warning("what MLflow shows of study %r is not up to date: %s", study.name, " ".join(str(error).split()))
 
     def _reopen(self, study: Study, file: ExperimentFile, wanted: Reopening) -> tuple[tuple[int, ...], bool]:
         """The configurations, and whether anything is left to train of them."""

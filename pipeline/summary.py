@@ -96,6 +96,15 @@ def status(found: list[Standing]) -> int:
     return DONE
 
 
+def reported(study: Study) -> int:
+    """Prints where what was rebuilt of a study is to be seen; returns the exit code."""
+    site = Site.of(study)
+    print(f"study {study.name}: its pages, pictures and report are up to date")
+    print(f"report:    {links.artifact(site.experiment_id, site.run_id, 'report.html')}")
+    _print_links(study, None)
+    return DONE
+
+
 def verdicts(found: list[Verdict]) -> int:
     """Prints what is true of each checkpoint; 1 if one that counts does not verify."""
     for one in found:

@@ -56,6 +56,10 @@ COMMANDS = {
         summary="Shows how a study stands, or all of them: what runs, what is paused, what is left.",
         example="python -m pipeline status --study digits",
     ),
+    "report": Usage(
+        summary="Rebuilds what MLflow shows of a study: pages, pictures, tables and a report that stands alone.",
+        example="python -m pipeline report --study digits",
+    ),
     "verify": Usage(
         summary="Checks the checkpoints of a study or a run against their manifests; changes nothing.",
         example="python -m pipeline verify --study digits",

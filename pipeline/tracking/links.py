@@ -34,3 +34,13 @@ def configurations(experiment_id: str, study: str, monitor: str, *, ascending: b
 def model(name: str, version: str) -> str:
     """A version of a registered model."""
     return f"{base()}/#/models/{quote(name, safe='')}/versions/{version}?{VIEW}"
+
+
+def artifact(experiment_id: str, run_id: str, path: str) -> str:
+    """An artifact of a run, previewed."""
+    return f"{base()}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{quote(path)}?{VIEW}"
+
+
+def within(link: str) -> str:
+    """The same view from inside the UI, whatever address that is reached at."""
+    return link[link.index("#") :]

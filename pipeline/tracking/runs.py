@@ -5,8 +5,11 @@ Every function can be repeated: what was cut short by a kill is found again by i
 
 import getpass
 import os
+import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -34,6 +37,7 @@ STATUS = {
 }
 METRICS_PER_CALL = 1000  # MLflow's limit of a batch
 RUNS_PER_CALL = 100
+NOTE = "mlflow.note.content"  # the tag that the UI shows as a run's description
 
 
 def check_exists(run_id: str) -> None:
@@ -141,6 +145,36 @@ def name_run(run_id: str, name: str, tags: Mapping[str, str]) -> None:
 
 def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
     MlflowClient().log_batch(run_id, tags=[RunTag(n, v) for n, v in tags.items()])
+
+
+def describe(run_id: str, text: str, **tags: str) -> None:
+    """Sets a run's description, in Markdown, and further tags."""
+    set_tags(run_id, {NOTE: text, **tags})
+
+
+def log_now(run_id: str, metrics: Mapping[str, float], step: int) -> None:
+    """Logs how metrics stand just now."""
+    now_ms = int(time.time() * 1000)
+    MlflowClient().log_batch(run_id, metrics=[Metric(n, v, now_ms, step) for n, v in metrics.items()])
+
+
+def metrics_of(run_id: str) -> dict[str, float]:
+    """How a run's metrics stand."""
+    return dict(MlflowClient().get_run(run_id).data.metrics)
+
+
+def log_file(run_id: str, file: Path, folder: str | None = None) -> None:
+    """Keeps a file as an artifact of the run, in place of one that was there; whoever looks sees one or the other."""
+    MlflowClient().log_artifact(run_id, str(file), folder)
+
+
+def read_text(run_id: str, file: str) -> str | None:
+    """The text of an artifact; None where there is no such one."""
+    client = MlflowClient()
+    if file not in [info.path for info in client.list_artifacts(run_id)]:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, file, folder)).read_text(encoding="utf-8", errors="replace")
 
 
 def logged_epochs(run_id: str, metric: str) -> set[int]:

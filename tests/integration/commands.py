@@ -270,6 +270,7 @@ class Workplace:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "PIPELINE_SPOOL": str(self.folder / "spool"),
+            "PIPELINE_REPORT_EVERY_S": "0",  # else each command would draw pictures that no test looks at
             **self._given,
             **(environment or {}),
         }
