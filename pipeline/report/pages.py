@@ -197,7 +197,9 @@ def _commands(found: Found, version: str | None, storage: str | None) -> str:
     if idle:
         lines.append(f"{resume} --configuration {idle[0].number}  # give this one the whole budget")
     if version is not None:
-        lines.append(f"mlflow models serve -m models:/{name}/{version} --env-manager local --port 5001  # serve the best")
+        lines.append(
+            f"mlflow models serve -m models:/{name}/{version} --env-manager local --port 5001  # serve the best"
+        )
     elif found.ranking:
         lines.append(f"python -m pipeline evaluate --study {name}{told}  # evaluate the best, and register its model")
     file = sqlite_file(found.url)

@@ -2,19 +2,21 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-import optuna
 from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from pipeline.report.found import Found
+from pipeline.report.pages import distributions
 from pipeline.report.shapes import (
     ENDS,
     KILLED,
@@ -52,15 +54,14 @@ BEST = "#d55e00"
 def pictures(found: Found) -> Iterator[tuple[str, "Figure"]]:
     """The name and figure of each plot there is something to show in, one after the other; each is closed after it."""
     mpl.use("Agg")
-    study = as_optuna(found)
     makers: dict[str, Callable[[], Figure | None]] = {
         "curves": lambda: _curves(found),
         "timeline": lambda: _timeline(found),
         "rungs": lambda: _rungs(found),
         "history": lambda: _history(found),
-        "importances": lambda: _importances(found, study),
-        "parallel": lambda: _parallel(found, study),
-        "slice": lambda: _slice(found, study),
+        "importances": lambda: _importances(found),
+        "parallel": lambda: _parallel(found),
+        "slice": lambda: _slice(found),
     }
     for name, make in makers.items():
         with mpl.rc_context(STYLE), warnings.catch_warnings():
@@ -191,8 +192,8 @@ def _history(found: Found) -> "Figure | None":
     return figure
 
 
-def _importances(found: Found, study: optuna.Study) -> "Figure | None":
-    values = importances(found, study)
+def _importances(found: Found) -> "Figure | None":
+    values = importances(found, as_optuna(found))
     if not values:
         return None
     figure, axes = _figure("importances", found)
@@ -204,30 +205,110 @@ def _importances(found: Found, study: optuna.Study) -> "Figure | None":
     return figure
 
 
-def _parallel(found: Found, study: optuna.Study) -> "Figure | None":
+def _parallel(found: Found) -> "Figure | None":
+    """Optuna's own is hard to read with log scales: ours has the ends of each axis, and the best on top."""
     names = varied(found)
     if len(names) < 2 or len(found.ranking) < 2:
         return None
-    axes = optuna.visualization.matplotlib.plot_parallel_coordinate(study, params=names, target_name=found.spec.monitor)
-    return _finished(axes, f"{TITLES['parallel']} of {found.name}", SIZE[0])
+    judged = found.ranking[::-1]  # the best are drawn last
+    columns = [_Scale.of(found, name) for name in names]
+    values = np.array([float((one.best or {})["value"]) for one in judged])
+    log = spans_decades(list(values))
+    ends = np.log10(values) if log else values
+    low, width = ends.min(), (np.ptp(ends) or 1.0)
+    points = np.array([[scale.place(one.head.params.get(scale.name)) for scale in columns] for one in judged])
+    points = np.column_stack([points, (ends - low) / width])
+    figure, axes = _figure("parallel", found)
+    places = np.arange(len(names) + 1)
+    # Its rank says how dark a line is: values often lie close together, with a few far away.
+    lines = LineCollection([np.column_stack([places, row]) for row in points], cmap="viridis_r", linewidths=1.3)
+    lines.set_array(np.linspace(0.0, 1.0, len(judged)))
+    lines.set_alpha(0.75)
+    axes.add_collection(lines)
+    axes.plot(places, points[-1], color=BEST, linewidth=2.4, label=f"best: #{judged[-1].number:02d}")
+    for place, scale in enumerate(columns):
+        for height, text in scale.ticks():
+            axes.text(place + 0.03, height, text, fontsize=8, va="center", bbox=_BEHIND)
+    for height, value in ((0.0, values.min()), (1.0, values.max())):
+        axes.text(places[-1] + 0.03, height, f"{value:.4g}", fontsize=8, va="center", bbox=_BEHIND)
+    shown = [*(f"{scale.name}{' (log)' if scale.log else ''}" for scale in columns), f"best {found.spec.monitor}"]
+    axes.set_xticks(places, shown)
+    axes.set_yticks([])
+    axes.set(xlim=(-0.1, len(names) + 0.45), ylim=(-0.06, 1.06))
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.vlines(places, 0, 1, color="#555555", linewidth=1.0)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    return figure
 
 
-def _slice(found: Found, study: optuna.Study) -> "Figure | None":
+def _slice(found: Found) -> "Figure | None":
     names = varied(found)
     if not names or len(found.ranking) < 2:
         return None
-    best = f"best {found.spec.monitor}"
-    axes: Any = optuna.visualization.matplotlib.plot_slice(study, params=names, target_name=best)
-    return _finished(np.ravel(axes)[0], f"{TITLES['slice']} of {found.name}", max(SIZE[0], 2.6 * len(names)))
-
-
-def _finished(axes: "Axes", title: str, width: float) -> "Figure":
-    """The figure that Optuna has made, in our size."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    for one in figure.axes:
-        one.set_title("")
-    figure.set_layout_engine("tight")
-    figure.suptitle(title, weight="bold", x=0.01, ha="left", fontsize=12)
-    figure.set(figwidth=width, figheight=SIZE[1], dpi=DPI)
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(SIZE[0], 1.2 + 3.0 * rows), dpi=DPI, sharey=True, squeeze=False)
+    figure.suptitle(f"{TITLES['slice']} of {found.name}", weight="bold", x=0.01, ha="left", fontsize=12)
+    values = [float((one.best or {})["value"]) for one in found.ranking]
+    levels = [0, *rungs(found)]
+    norm = BoundaryNorm([*levels, levels[-1] + 1], 256)
+    dots = None
+    for axes, name in zip(grid.flat, names, strict=False):
+        scale = _Scale.of(found, name)
+        given = [(one, value) for one, value in zip(found.ranking, values, strict=True) if name in one.head.params]
+        at = [
+            scale.choices.index(str(one.head.params[name])) if scale.choices else one.head.params[name]
+            for one, _ in given
+        ]
+        epochs = [min(one.epochs, levels[-1]) for one, _ in given]
+        dots = axes.scatter(at, [value for _, value in given], c=epochs, cmap="viridis_r", norm=norm, s=20)
+        axes.set_xlabel(name)
+        if scale.choices:
+            axes.set_xticks(range(len(scale.choices)), [one[:12].replace("$", r"\$") for one in scale.choices])
+        if scale.log:
+            axes.set_xscale("log")
+        if spans_decades(values):
+            axes.set_yscale("log")
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for row in grid:
+        row[0].set_ylabel(f"best {found.spec.monitor}")
+    assert dots is not None
+    figure.colorbar(dots, ax=grid, label="epochs trained", ticks=levels)
     return figure
+
+
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scale:
+    """A parameter's axis. `choices` are those of a categorical one, as texts."""
+
+    name: str
+    low: float
+    high: float
+    log: bool
+    choices: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Found, name: str) -> "_Scale":
+        one = distributions(found)[name]
+        if isinstance(one, CategoricalDistribution):
+            choices = tuple(str(choice) for choice in one.choices)
+            return cls(name=name, low=0, high=max(1, len(choices) - 1), log=False, choices=choices)
+        assert isinstance(one, FloatDistribution | IntDistribution)
+        return cls(name=name, low=float(one.low), high=float(one.high), log=one.log, choices=())
+
+    def place(self, value: Any) -> float:
+        """Where a value lies, from 0 to 1; nowhere where the parameter has none."""
+        if value is None:
+            return np.nan
+        at = float(self.choices.index(str(value))) if self.choices else float(value)
+        low, high = (np.log10([self.low, self.high])) if self.log else (self.low, self.high)
+        return float(((np.log10(at) if self.log else at) - low) / ((high - low) or 1.0))
+
+    def ticks(self) -> list[tuple[float, str]]:
+        if self.choices:
+            return [(self.place(one), one[:16].replace("$", r"\$")) for one in self.choices]
+        return [(0.0, f"{self.low:.4g}"), (1.0, f"{self.high:.4g}")]

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from pipeline.report import frames
 from pipeline.report.found import Found
 from pipeline.report.pages import changed, configuration_page, study_metrics, study_page, study_tags
 from pipeline.sweep.study import Study
@@ -53,9 +56,35 @@ class Refresher:
                     return
 
     def everything(self) -> None:
-        """All there is: pages, pictures."""
+        """All there is: pages, pictures, tables, and the report that stands alone."""
         self.pages()
         self.pictures()
+        self.tables()
+        self.report()
+
+    def tables(self) -> None:
+        """The results as tables, for other programs: of configurations and of segments."""
+        found = Found.of(self._study)
+        results = frames.configurations(found.lineages, self._runs(found), over=found.search_over)
+        segments = frames.segments(found.lineages)
+        with tempfile.TemporaryDirectory(prefix="thaw-") as folder:
+            for name, table in (("results", results), ("segments", segments)):
+                table.to_csv(Path(folder, f"{name}.csv"))
+                _storable(table).to_parquet(Path(folder, f"{name}.parquet"))
+            for file in sorted(Path(folder).iterdir()):
+                runs.log_file(found.site.run_id, file)
+
+    def report(self) -> None:
+        """report.html: the page that stands alone."""
+        from pipeline.report.standalone import failed_first, standalone
+
+        found = Found.of(self._study)
+        texts = {one.number: runs.read_text(str(one.run_id), "traceback.txt") for one in failed_first(found)}
+        page = standalone(found, {number: text for number, text in texts.items() if text is not None})
+        with tempfile.TemporaryDirectory(prefix="thaw-") as folder:
+            file = Path(folder, "report.html")
+            file.write_text(page, encoding="utf-8")
+            runs.log_file(found.site.run_id, file)
 
     def _describe(self, run_id: str, text: str, tags: dict[str, str] | None = None) -> None:
         assert self._notes is not None
@@ -73,3 +102,9 @@ class Refresher:
         key = {"study_run": found.site.run_id, "kind": "evaluate", "configuration": str(found.front[0].number)}
         versions = [run.data.tags.get("model_version") for run in runs.find_runs(found.site.experiment_id, key)]
         return next((version for version in reversed(versions) if version is not None), None)
+
+
+def _storable(table: pd.DataFrame) -> pd.DataFrame:
+    """Parquet's columns have one type each: fields of a configuration that mix several become text."""
+    mixed = [name for name in table.columns if table[name].dtype == object]
+    return table.astype(dict.fromkeys(mixed, "str"))
