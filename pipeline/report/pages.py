@@ -43,7 +43,7 @@ def study_page(found: Found, *, version: str | None, storage: str | None) -> str
 
     `version` is that of the registered model, and `storage` the URL that the commands have to be told, if any.
     """
-    parts = [_standing(found), _swept(found), _best(found), _counts(found), _work(found)]
+    parts = [_standing(found) + _leader(found), _best(found), _counts(found), _work(found), _swept(found)]
     commands = _commands(found, version, storage)
     return "\n\n".join(parts)[: SIZE - len(commands) - 2] + "\n\n" + commands
 
@@ -113,6 +113,15 @@ def _standing(found: Found) -> str:
     return f"**{word}**: {', '.join(rest)} (as of {found.at:%Y-%m-%d %H:%M:%S})."
 
 
+def _leader(found: Found) -> str:
+    """The best in a few words: the UI shows the first lines only, until it is asked for more."""
+    if len(found.front) != 1:
+        return f" {len(found.front)} are each better than all others in something." if found.front else ""
+    best = found.front[0]
+    values = ", ".join(f"{plain(name)} {value:.6g}" for name, value in values_of(best, found.spec).items())
+    return f" Best: {_link(f'#{best.number:02d}', _page(found, best))}, {values}."
+
+
 def _swept(found: Found) -> str:
     spec = found.spec
     goals = ", ".join(f"{one} `{_code(name)}`" for name, one in spec.objectives.items())
@@ -179,7 +188,7 @@ def _work(found: Found) -> str:
         labels = Counter(segment.user_attrs.get("resumed", "from its beginning") for segment in found.resumptions)
         how = ", ".join(f"{count} {plain(label)}" for label, count in labels.most_common(3))
         lines.append(
-            f"Broken off {_many(found.breaks.total(), 'time')} ({whys}), gone on with "
+            f"Broken off {_many(found.breaks.total(), 'time')} ({whys}), resumed "
             f"{_many(len(found.resumptions), 'time')}{f' ({how})' if how else ''}."
         )
     return "### Work\n\n" + "\n\n".join(lines)

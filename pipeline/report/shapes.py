@@ -207,8 +207,8 @@ def descriptions(found: Found) -> dict[str, str]:
         "curves": f"{spec.monitor} after each epoch, of {len(drawn)} configurations, coloured by the last epoch of "
         f"comparison they have reached.{leader}",
         "timeline": f"{len(segments)} segments, each in the lane of a worker. {killed} were killed or stopped (a "
-        f"cross), {gone_on} go on from one of those (the line to it), each from its last checkpoint: nothing before "
-        "it is trained again.",
+        f"cross, where that was noticed), {gone_on} go on from one of those (the line to it), each from its last "
+        "checkpoint: nothing before it is trained again.",
         "history": f"The best {spec.monitor} of each configuration, whatever epochs it has had, and the best so "
         f"far.{leader}",
         "importances": "How much each parameter decides whether a configuration is among the best tenth (PED-ANOVA).",

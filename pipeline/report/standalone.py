@@ -37,7 +37,7 @@ def standalone(found: Found, tracebacks: Mapping[int, str]) -> str:
         "CONTENTS": _contents(list(drawn), failures=bool(found.counts["failed"])),
         "PLOTS": "\n".join(_figure(name, words[name]) for name in drawn),
         "FAILURES": _failures(found, tracebacks),
-        "DATA": _json({"plots": drawn, **_table(found)}),
+        "DATA": _json({"plots": drawn, "scale": _scale(found), **_table(found)}),
         "PLOTLY": get_plotlyjs(),
         "JS": _asset("report.js"),
     }
@@ -62,14 +62,15 @@ def _summary(found: Found) -> str:
     spec = found.spec
     goals = ", ".join(f"{direction} {name}" for name, direction in spec.objectives.items())
     states = ", ".join(f"{count} {state}" for state, count in found.counts.most_common())
-    broken = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in found.breaks.most_common())
+    whys = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in found.breaks.most_common())
+    broken = f"{found.breaks.total()} times ({whys}), resumed {len(found.resumptions)} times"
     facts = {
         "experiment": spec.experiment,
         "goal": goals,
         "search": "one configuration" if spec.config is not None else f"{spec.sampler}, {spec.pruner}",
         "configurations": states or "none yet",
         "epochs trained": f"{found.epochs}, {found.saved} saved by pausing",
-        "broken off": f"{broken or 'never'}; gone on with {len(found.resumptions)} times" if broken else "never",
+        "broken off": broken if whys else "never",
         "as of": f"{found.at:%Y-%m-%d %H:%M:%S}",
     }
     if found.ranking:
@@ -149,6 +150,14 @@ def _table(found: Found) -> dict[str, Any]:
     numbers = [all(isinstance(row["cells"][at], int | float | None) for row in rows) for at in range(len(names))]
     columns = [{"name": name, "number": number} for name, number in zip(names, numbers, strict=True)]
     return {"columns": columns, "rows": rows, "segmentColumns": SEGMENT_COLUMNS, "total": len(found.lineages)}
+
+
+def _scale(found: Found) -> list[list[object]]:
+    """A colour scale of values whose best end stands out, on light and on dark."""
+    colours = ["#d55e00", "#c9a227", "#22a884", "#4a86c5", "#8c7fd0"]
+    if found.spec.direction == "maximize":
+        colours.reverse()
+    return [[place / (len(colours) - 1), colour] for place, colour in enumerate(colours)]
 
 
 def _cell(value: Any) -> Any:
