@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -13,14 +12,13 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from pipeline.report.found import Found
-from pipeline.report.pages import distributions
 from pipeline.report.shapes import (
     ENDS,
     KILLED,
     TITLES,
+    Scale,
     as_optuna,
     bars,
     curves,
@@ -211,7 +209,7 @@ def _parallel(found: Found) -> "Figure | None":
     if len(names) < 2 or len(found.ranking) < 2:
         return None
     judged = found.ranking[::-1]  # the best are drawn last
-    columns = [_Scale.of(found, name) for name in names]
+    columns = [Scale.of(found, name) for name in names]
     values = np.array([float((one.best or {})["value"]) for one in judged])
     log = spans_decades(list(values))
     ends = np.log10(values) if log else values
@@ -228,7 +226,7 @@ def _parallel(found: Found) -> "Figure | None":
     axes.plot(places, points[-1], color=BEST, linewidth=2.4, label=f"best: #{judged[-1].number:02d}")
     for place, scale in enumerate(columns):
         for height, text in scale.ticks():
-            axes.text(place + 0.03, height, text, fontsize=8, va="center", bbox=_BEHIND)
+            axes.text(place + 0.03, height, text.replace("$", r"\$"), fontsize=8, va="center", bbox=_BEHIND)
     for height, value in ((0.0, values.min()), (1.0, values.max())):
         axes.text(places[-1] + 0.03, height, f"{value:.4g}", fontsize=8, va="center", bbox=_BEHIND)
     shown = [*(f"{scale.name}{' (log)' if scale.log else ''}" for scale in columns), f"best {found.spec.monitor}"]
@@ -254,7 +252,7 @@ def _slice(found: Found) -> "Figure | None":
     norm = BoundaryNorm([*levels, levels[-1] + 1], 256)
     dots = None
     for axes, name in zip(grid.flat, names, strict=False):
-        scale = _Scale.of(found, name)
+        scale = Scale.of(found, name)
         given = [(one, value) for one, value in zip(found.ranking, values, strict=True) if name in one.head.params]
         at = [
             scale.choices.index(str(one.head.params[name])) if scale.choices else one.head.params[name]
@@ -279,36 +277,3 @@ def _slice(found: Found) -> "Figure | None":
 
 
 _BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scale:
-    """A parameter's axis. `choices` are those of a categorical one, as texts."""
-
-    name: str
-    low: float
-    high: float
-    log: bool
-    choices: tuple[str, ...]
-
-    @classmethod
-    def of(cls, found: Found, name: str) -> "_Scale":
-        one = distributions(found)[name]
-        if isinstance(one, CategoricalDistribution):
-            choices = tuple(str(choice) for choice in one.choices)
-            return cls(name=name, low=0, high=max(1, len(choices) - 1), log=False, choices=choices)
-        assert isinstance(one, FloatDistribution | IntDistribution)
-        return cls(name=name, low=float(one.low), high=float(one.high), log=one.log, choices=())
-
-    def place(self, value: Any) -> float:
-        """Where a value lies, from 0 to 1; nowhere where the parameter has none."""
-        if value is None:
-            return np.nan
-        at = float(self.choices.index(str(value))) if self.choices else float(value)
-        low, high = (np.log10([self.low, self.high])) if self.log else (self.low, self.high)
-        return float(((np.log10(at) if self.log else at) - low) / ((high - low) or 1.0))
-
-    def ticks(self) -> list[tuple[float, str]]:
-        if self.choices:
-            return [(self.place(one), one[:16].replace("$", r"\$")) for one in self.choices]
-        return [(0.0, f"{self.low:.4g}"), (1.0, f"{self.high:.4g}")]

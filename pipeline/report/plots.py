@@ -1,5 +1,7 @@
 """The plots of a study for the report that stands alone: interactive, as plotly's JSON."""
 
+import html
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,7 @@ from pipeline.report.found import Found
 from pipeline.report.shapes import (
     ENDS,
     KILLED,
+    Scale,
     as_optuna,
     bars,
     curves,
@@ -24,6 +27,13 @@ from pipeline.report.shapes import (
 # viridis from its light end to its dark one, without what is invisible on white or on black
 RUNG_COLOURS = ("#7ad151", "#22a884", "#2a788e", "#5a5fc7", "#8a4fbf", "#b23f9a", "#d3436e", "#f8765c")
 BEST = "#d55e00"
+FIFTHS = (  # of the ranking, best first
+    ("#d55e00", "best fifth"),
+    ("#c9a227", "second"),
+    ("#22a884", "third"),
+    ("#4a86c5", "fourth"),
+    ("#8c7fd0", "last"),
+)
 DIGITS = 6  # what nobody can see only makes the page larger
 
 
@@ -45,7 +55,7 @@ def plots(found: Found) -> dict[str, dict[str, Any]]:
     if importances(found, study):
         made["importances"] = lambda: _importances(found, study)
     if compared and len(names) > 1:
-        made["parallel"] = lambda: visual.plot_parallel_coordinate(study, params=names, target_name=goal)
+        made["parallel"] = lambda: _parallel(found)
     if compared and names:
         made["slice"] = lambda: visual.plot_slice(study, params=names, target_name=goal)
     with warnings.catch_warnings():
@@ -192,6 +202,58 @@ def _rungs(found: Found) -> go.Figure:
     )
     figure.update_layout(yaxis={"title": "configurations"}, barmode="group")
     return figure
+
+
+def _parallel(found: Found) -> go.Figure:
+    """Optuna's has a trace for each configuration, which a browser draws for seconds where there are a thousand."""
+    scales = [Scale.of(found, name) for name in varied(found)]
+    values = [float((one.best or {})["value"]) for one in found.ranking]
+    log = spans_decades(values)
+    ends = [math.log10(value) if log else value for value in values]
+    low, width = min(ends), (max(ends) - min(ends)) or 1.0
+    figure = go.Figure()
+    parts = min(len(FIFTHS), len(values))
+    for part in reversed(range(parts)):  # the best are drawn last
+        x: list[int | None] = []
+        y: list[float | None] = []
+        texts: list[str | None] = []
+        for place in range(part * len(values) // parts, (part + 1) * len(values) // parts):
+            one, params = found.ranking[place], found.ranking[place].head.params
+            x += [*range(len(scales) + 1), None]
+            at = [scale.place(params.get(scale.name)) for scale in scales]
+            y += [*(None if math.isnan(height) else height for height in at), (ends[place] - low) / width, None]
+            said = [f"{scale.name} {_short(params.get(scale.name))}" for scale in scales]
+            texts += [*(f"#{one.number} {text}" for text in said), f"#{one.number} {values[place]:.6g}", None]
+        colour, name = FIFTHS[part]
+        figure.add_trace(
+            go.Scatter(
+                x=x, y=y, text=texts, hoverinfo="text", mode="lines", name=name, line={"color": colour, "width": 1.4}
+            )
+        )
+    marks = [(place, height, text) for place, scale in enumerate(scales) for height, text in scale.ticks()]
+    marks += [(len(scales), 0.0, f"{min(values):.4g}"), (len(scales), 1.0, f"{max(values):.4g}")]
+    figure.add_trace(
+        go.Scatter(
+            x=[place for place, _, _ in marks],
+            y=[height for _, height, _ in marks],
+            text=[f"&nbsp;{html.escape(text)}" for _, _, text in marks],
+            mode="text",
+            textposition="middle right",
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    )
+    names = [*(f"{scale.name}{' (log)' if scale.log else ''}" for scale in scales), f"best {found.spec.monitor}"]
+    figure.update_layout(
+        xaxis={"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.1, len(scales) + 0.5]},
+        yaxis={"visible": False, "range": [-0.06, 1.06]},
+        legend={"traceorder": "reversed"},
+    )
+    return figure
+
+
+def _short(value: object) -> str:
+    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value)[:30])
 
 
 def _importances(found: Found, study: optuna.Study) -> go.Figure:

@@ -4,11 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pipeline.report.found import Found, why_ended
+from pipeline.report.pages import distributions
 from pipeline.sweep import halving
 from pipeline.sweep.lineage import Lineage
 from pipeline.sweep.pruners import PAUSING
@@ -163,6 +166,39 @@ def varied(found: Found) -> list[str]:
         for name, value in one.head.params.items():
             values.setdefault(name, set()).add(value)
     return sorted(name for name, seen in values.items() if len(seen) > 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A parameter's axis. `choices` are those of a categorical one, as texts."""
+
+    name: str
+    low: float
+    high: float
+    log: bool
+    choices: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Found, name: str) -> "Scale":
+        one = distributions(found)[name]
+        if isinstance(one, CategoricalDistribution):
+            choices = tuple(str(choice) for choice in one.choices)
+            return cls(name=name, low=0, high=max(1, len(choices) - 1), log=False, choices=choices)
+        assert isinstance(one, FloatDistribution | IntDistribution)
+        return cls(name=name, low=float(one.low), high=float(one.high), log=one.log, choices=())
+
+    def place(self, value: Any) -> float:
+        """Where a value lies, from 0 to 1; nowhere where the parameter has none."""
+        if value is None:
+            return math.nan
+        at = float(self.choices.index(str(value))) if self.choices else float(value)
+        low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
+        return float(((math.log10(at) if self.log else at) - low) / ((high - low) or 1.0))
+
+    def ticks(self) -> list[tuple[float, str]]:
+        if self.choices:
+            return [(self.place(one), one[:16]) for one in self.choices]
+        return [(0.0, f"{self.low:.4g}"), (1.0, f"{self.high:.4g}")]
 
 
 def importances(found: Found, study: optuna.Study) -> dict[str, float]:

@@ -26,17 +26,14 @@ function draw(place) {
   const narrow = place.clientWidth < 600;
   Object.assign(layout, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: narrow ? 11 : 12 },
-    margin: { l: narrow ? 48 : 64, r: 16, t: place.dataset.plot === "parallel" ? 56 : 16, b: 56 },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+    margin: { l: narrow ? 48 : 64, r: 16, t: 16, b: 56 },
+    legend: { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" },
   });
   if (layout.height) place.style.minHeight = `${layout.height}px`;
   const traces = structuredClone(plot.data);
   for (const trace of traces) {  // colours that can be told from light and from dark
     for (const part of [trace.marker, trace.line]) {
       if (Array.isArray(part?.color)) Object.assign(part, { colorscale: data.scale, reversescale: false });
-    }
-    if (trace.type === "parcoords") {
-      Object.assign(trace, { labelfont: { color: ink }, tickfont: { color: ink }, rangefont: { color: ink } });
     }
   }
   if (narrow) {  // there is no room beside it
