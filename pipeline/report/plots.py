@@ -34,7 +34,7 @@ FIFTHS = (  # of the ranking, best first
     ("#4a86c5", "fourth"),
     ("#8c7fd0", "last"),
 )
-DIGITS = 6  # what nobody can see only makes the page larger
+DIGITS = 4  # what nobody can see only makes the page larger
 
 
 def plots(found: Found) -> dict[str, dict[str, Any]]:
@@ -212,7 +212,7 @@ def _parallel(found: Found) -> go.Figure:
     ends = [math.log10(value) if log else value for value in values]
     low, width = min(ends), (max(ends) - min(ends)) or 1.0
     figure = go.Figure()
-    parts = min(len(FIFTHS), len(values))
+    parts, opacity = min(len(FIFTHS), len(values)), 0.9 if len(values) < 100 else 0.4
     for part in reversed(range(parts)):  # the best are drawn last
         x: list[int | None] = []
         y: list[float | None] = []
@@ -227,7 +227,14 @@ def _parallel(found: Found) -> go.Figure:
         colour, name = FIFTHS[part]
         figure.add_trace(
             go.Scatter(
-                x=x, y=y, text=texts, hoverinfo="text", mode="lines", name=name, line={"color": colour, "width": 1.4}
+                x=x,
+                y=y,
+                text=texts,
+                hoverinfo="text",
+                mode="lines",
+                name=name,
+                opacity=opacity,
+                line={"color": colour, "width": 1.4},
             )
         )
     marks = [(place, height, text) for place, scale in enumerate(scales) for height, text in scale.ticks()]

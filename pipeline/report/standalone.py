@@ -4,6 +4,7 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.report.plots import plots
 from pipeline.report.shapes import TITLES, descriptions
 from pipeline.sweep.lineage import Lineage, progress_of
 
-ROWS = 2000  # the best, and what failed; results.csv has all
+ROWS = 1000  # so many configurations are shown, the best first; results.csv has all
 TRACEBACKS, TRACEBACK_SIZE = 50, 6000
 SEGMENT_COLUMNS = ("segment", "from", "to", "began", "took", "ended", "resumed", "host", "process")
 
@@ -29,7 +30,8 @@ def failed_first(found: Found) -> list[Lineage]:
 
 def standalone(found: Found, tracebacks: Mapping[int, str]) -> str:
     """The whole page. `tracebacks` of failed configurations, by number."""
-    drawn, words = plots(found), descriptions(found)
+    shown = best_of(found, ROWS)
+    drawn, words = plots(shown), descriptions(shown)
     parts = {
         "TITLE": _text(f"Study {found.name}"),
         "CSS": _asset("report.css"),
@@ -37,12 +39,25 @@ def standalone(found: Found, tracebacks: Mapping[int, str]) -> str:
         "CONTENTS": _contents(list(drawn), failures=bool(found.counts["failed"])),
         "PLOTS": "\n".join(_figure(name, words[name]) for name in drawn),
         "FAILURES": _failures(found, tracebacks),
-        "DATA": _json({"plots": drawn, "scale": _scale(found), **_table(found)}),
+        "DATA": _json({"plots": drawn, "scale": _scale(found), **_table(shown), "total": len(found.lineages)}),
         "PLOTLY": get_plotlyjs(),
         "JS": _asset("report.js"),
     }
     page = _asset("report.html").split("@@")  # what stands between two marks is text or a name, by turns
     return "".join(parts[one] if place % 2 else one for place, one in enumerate(page))
+
+
+def best_of(found: Found, count: int) -> Found:
+    """The study as if it had no more configurations than so many, the best: a page has to stay small enough to open."""
+    if len(found.lineages) <= count:
+        return found
+    order = [*(one.number for one in found.ranking), *found.lineages]
+    kept = sorted(list(dict.fromkeys(order))[:count])
+    return replace(
+        found,
+        lineages={number: found.lineages[number] for number in kept},
+        ranking=tuple(one for one in found.ranking if one.number in set(kept)),
+    )
 
 
 def _asset(name: str) -> str:
@@ -73,6 +88,8 @@ def _summary(found: Found) -> str:
         "broken off": broken if whys else "never",
         "as of": f"{found.at:%Y-%m-%d %H:%M:%S}",
     }
+    if len(found.lineages) > ROWS:
+        facts["shown here"] = f"the best {ROWS:,} of {len(found.lineages):,}; results.csv has all"
     if found.ranking:
         best = found.ranking[0]
         values = ", ".join(f"{name} {value:.6g}" for name, value in values_of(best, spec).items())
@@ -122,7 +139,7 @@ def _table(found: Found) -> dict[str, Any]:
     goals = list(found.spec.objectives)
     names = ["#", "state", *(f"best {name}" for name in goals), "at epoch", "epochs", "segments", "minutes", *shown]
     rows = []
-    for one in lineages[:ROWS]:
+    for one in lineages:
         values = values_of(one, found.spec)
         best = one.best or {}
         config = configs[one.number]
@@ -149,7 +166,7 @@ def _table(found: Found) -> dict[str, Any]:
         )
     numbers = [all(isinstance(row["cells"][at], int | float | None) for row in rows) for at in range(len(names))]
     columns = [{"name": name, "number": number} for name, number in zip(names, numbers, strict=True)]
-    return {"columns": columns, "rows": rows, "segmentColumns": SEGMENT_COLUMNS, "total": len(found.lineages)}
+    return {"columns": columns, "rows": rows, "segmentColumns": SEGMENT_COLUMNS}
 
 
 def _scale(found: Found) -> list[list[object]]:
