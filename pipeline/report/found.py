@@ -10,14 +10,14 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.sweep.finish import front, ranking, state_of
-from pipeline.sweep.lineage import LOST, PAUSED, REASONS, Lineage
+from pipeline.sweep.lineage import DIVERGED, LOST, PAUSED, REASONS, Lineage
 from pipeline.sweep.schedule import is_over, is_search_over
 from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Site, run_name
 
 STATES = ("running", "waiting", "paused", "interrupted", "complete", "pruned", "failed")
-BREAKS = REASONS[TrialState.FAIL]
+BREAKS = tuple(why for why in REASONS[TrialState.FAIL] if why != DIVERGED)  # what can be resumed
 
 
 @dataclass(frozen=True, kw_only=True)
