@@ -170,10 +170,12 @@ def _best(found: Found) -> str:
 
 
 def _counts(found: Found) -> str:
-    states = ", ".join(f"{count} {state}" for state, count in found.counts.most_common()) or "none yet"
     why = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in found.failures.most_common())
-    left = f", {found.left} still to be drawn" if found.left else ""
-    return f"### Configurations\n\n{states}{f' ({why})' if why else ''}{left}."
+    states = [
+        f"{count} {state}{f' ({why})' if state == 'failed' else ''}" for state, count in found.counts.most_common()
+    ]
+    left = [f"{found.left} still to be drawn"] if found.left else []
+    return f"### Configurations\n\n{', '.join([*states, *left]) or 'none yet'}."
 
 
 def _work(found: Found) -> str:

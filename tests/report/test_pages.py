@@ -24,7 +24,7 @@ def test_the_first_lines_say_how_the_study_stands_and_what_is_best(found):
 
 def test_the_page_counts_states_failures_epochs_kills_and_resumptions(found):
     page = study_page(found, version=None, storage=None)
-    assert "2 complete, 1 paused, 1 failed, 1 running (1 diverged), 4 still to be drawn." in page
+    assert "2 complete, 1 paused, 1 failed (1 diverged), 1 running, 4 still to be drawn." in page
     assert "19 epochs trained, 8 saved by pausing what fell behind, 1 time a paused one went on." in page
     assert "Broken off 2 times (1 preempted, 1 lost), resumed 2 times (2 exact)." in page
 
