@@ -22,6 +22,7 @@ from pipeline.tracking import server
 
 log = logging.getLogger("pipeline")
 SHARE = 200  # a refresh is followed by so many times the processor time that it took: half a percent
+FIRST_PICTURES_S = 200.0  # from the beginning: with what they import, the first cost about two seconds
 NICENESS = 10
 LAST_S, STOPPED_S = 120.0, 5.0  # how long the last refresh may take, and how long if the command is being stopped
 LOOK_S = 0.1
@@ -93,8 +94,8 @@ def _keep(job: ReportJob, orders: Connection, log_level: int) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     keeper = _Keeper(job)
-    due = {keeper.pages: job.every_s, keeper.pictures: job.every_s}  # seconds from now
-    due_s = {refresh: time.monotonic() + wait_s for refresh, wait_s in due.items()}
+    now_s = time.monotonic()
+    due_s = {keeper.pages: now_s + job.every_s, keeper.pictures: now_s + max(job.every_s, FIRST_PICTURES_S)}
     while True:
         wait_s = max(0.0, min(due_s.values()) - time.monotonic())
         ready = wait([orders, parent.sentinel], wait_s)

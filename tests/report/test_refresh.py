@@ -15,6 +15,7 @@ from pipeline.report.keeping import ReportJob, kept_current
 from pipeline.report.refresh import Refresher
 from pipeline.signals import StopRequest
 from pipeline.tracking import runs
+from tests.integration.commands import wait_until
 from tests.report.studies import SITE, study_of, trials
 
 
@@ -102,6 +103,16 @@ def test_its_process_refreshes_at_the_end_and_is_gone_then(shown):
         assert note(run_id) is None
     assert note(run_id).startswith("**Running**")
     assert {info.path for info in MlflowClient().list_artifacts(run_id)} >= {"pictures", "report.html"}
+    assert not multiprocessing.active_children()
+
+
+def test_its_process_refreshes_while_others_work(shown):
+    study, run_id, _ = shown
+    job = ReportJob(study=study.name, url=study.url, told=None, tracking_uri=mlflow.get_tracking_uri(), every_s=0.1)
+    stop = StopRequest()
+    with kept_current(job, multiprocessing.get_context("forkserver"), stop):
+        wait_until(lambda: note(run_id), "the page is there")
+        stop.at_once = True  # nothing more is waited for
     assert not multiprocessing.active_children()
 
 
