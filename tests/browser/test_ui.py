@@ -107,13 +107,10 @@ def test_the_report_opens_offline_with_no_request_and_no_complaint(seen, browser
 
 def _sorts_filters_and_opens(page):
     header = page.locator("#table thead button")
-    names = header.all_inner_texts()
-    at = names.index("epochs")
-    header.nth(at).click()
-    header.nth(at).click()
-    assert page.locator("#table th[aria-sort=descending]").inner_text().startswith("epochs")
-    cells = page.locator(f"#table tbody tr td:nth-child({at + 1})").all_inner_texts()
-    assert [int(cell) for cell in cells] == sorted((int(cell) for cell in cells), reverse=True)
+    header.nth(0).click()
+    header.nth(0).click()
+    assert page.locator("#table th[aria-sort=descending]").inner_text().startswith("#")
+    assert page.locator("#table tbody tr td:first-child").all_inner_texts() == [f"#0{5 - at}" for at in range(6)]
     page.locator("#find").fill("complete")
     rows = json.loads(page.locator("#data").text_content() or "")["rows"]
     complete = [row for row in rows if row["state"] == "complete"]

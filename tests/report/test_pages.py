@@ -95,7 +95,8 @@ def test_what_a_user_wrote_is_no_markup():
 
 
 def test_a_page_fits_into_a_tag_and_keeps_its_commands(found):
-    longest = replace(found, spec=replace(found.spec, experiment="x" * 2 * SIZE))
+    others = dict.fromkeys((f"metric_{number}" for number in range(SIZE // 10)), "minimize")
+    longest = replace(found, ranking=(), front=(), spec=replace(found.spec, others=others))
     page = study_page(longest, version=None, storage=None)
     assert len(page) <= SIZE
     assert page.endswith("```")
