@@ -98,7 +98,7 @@ def test_after_an_outage_nobody_is_taken_for_dead_for_a_grace_period(study, monk
     monkeypatch.setattr(patience.time, "sleep", lambda _: None)
     assert waiting.attrs, "the outage is noticed by a call that has nothing to do with the dead"
     assert waiting.close_dead() == []
-    monkeypatch.setattr("pipeline.sweep.study.time.monotonic", lambda: now_s + 2 * GRACE_S)
+    monkeypatch.setattr("pipeline.sweep.study.time.monotonic", lambda: now_s + 3 * GRACE_S)
     assert [one.number for one in waiting.close_dead()] == [0]
 
 
