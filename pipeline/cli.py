@@ -24,7 +24,8 @@ from pipeline.engines.child import configure_logging
 from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import ExperimentFile, load_experiment
 from pipeline.options import parse
-from pipeline.session import Plan, Session
+from pipeline.planning import Plan
+from pipeline.session import Session
 from pipeline.signals import StopRequest
 from pipeline.sweep.patience import Unsaved
 from pipeline.tracking import server

@@ -42,14 +42,11 @@ from pipeline.checkpoint import (
 )
 from pipeline.checkpoint.environment import default_device, environment
 from pipeline.checkpoint.pace import Every, Pace
-from pipeline.errors import MismatchError, ThawError, UsageError
+from pipeline.course import Course
+from pipeline.errors import MismatchError, UsageError
 from pipeline.experiment import Experiment, seed_for
 from pipeline.local import LocalSegment
 from pipeline.segment import Segment, Snapshot, Stopped
-
-
-class DivergedError(ThawError):
-    """The monitored value is not a finite number."""
 
 
 class Run:
@@ -101,9 +98,7 @@ class Run:
         self._feed: Feed | None = None
         self._means: dict[str, list[float]] = {}
         self._report: Report | None = None
-        self._history: tuple[Report, ...] = ()
-        self._best: Best | None = None
-        self._best_before: Best | None = None
+        self._course = Course(experiment)
         self._epoch_start: dict[str, Any] = {}
         self._loader_state: dict[str, Any] | None = None  # as the last epoch that asked for batches left it
         self._loader_saved: dict[str, Any] | None = None  # the same of a checkpoint, until it is asked for
@@ -111,7 +106,6 @@ class Run:
         self._resumed: dict[str, Any] | None = None
         self._inside = False  # resumed in the middle of an epoch whose batches were not yet asked for
         self._previous: str | None = None
-        self._patience_from = 0  # finished epochs when one that had stopped early was given more
         self._schedules: Schedules | None = None
         self.done = False
         self.stopped: Stopped | None = None
@@ -286,7 +280,7 @@ class Run:
                 what = "constraint" if name in self._experiment.constraints else "monitored metric"
                 given = ", ".join(f"{n}=..." for n in values)
                 raise UsageError(f"run.report({given}) lacks the {what}; add {name}=...")
-        self._report = Report(epoch=len(self._history) + 1, time_ms=time.time_ns() // 1_000_000, metrics=values)
+        self._report = Report(epoch=len(self.history) + 1, time_ms=time.time_ns() // 1_000_000, metrics=values)
 
     def finish(self) -> Best:
         """Called when `train` has returned. A reported epoch that the loop left early is still committed.
@@ -297,9 +291,9 @@ class Run:
         if self._report is not None:
             self.done = True  # else a kill before the study knows it would train the epochs that were left out
             self._complete_epoch(self._report)
-        if self._best is None:
+        if self._course.best is None:
             raise UsageError("train returned without one run.report(...); report every epoch in the epochs loop")
-        return self._best
+        return self._course.best
 
     def hand_over(self) -> tuple[Manifest, dict[str, Any]]:
         """Ends a stage that another one follows; returns the checkpoint that the next one starts from.
@@ -309,7 +303,8 @@ class Run:
         """
         self.finish()
         self.stage, self.epoch, self.batch = self.stage + 1, 0, 0
-        self._best, self._means, self._feed, self._loader_state, self.done = None, {}, None, None, False
+        self._course.start_stage()
+        self._means, self._feed, self._loader_state, self.done = {}, None, None, False
         self._previous = self._name()
         snapshot = self._snapshot()
         if self._resumed is not None:  # the stage had returned before a kill, and has nothing tracked here
@@ -338,7 +333,7 @@ class Run:
     @property
     def history(self) -> tuple[Report, ...]:
         """The reports of all finished epochs of this configuration."""
-        return self._history
+        return self._course.history
 
     def _restore(self, state: dict[str, Any]) -> None:
         restore(self._objects, state)
@@ -348,7 +343,7 @@ class Run:
     def _resume(self, manifest: Manifest, state: dict[str, Any], schedule: Schedule | None) -> None:
         self.epoch, self.batch = manifest.position.epoch, manifest.position.batch
         self.step = manifest.step
-        self._history, self._best = manifest.history, manifest.best
+        self._course.resume(manifest)
         self._parent = manifest.trial
         self._previous = state["loop"]["previous"]
         if not manifest.position.is_stage_start:
@@ -356,12 +351,12 @@ class Run:
             self._loader_state = self._loader_saved = state["loop"]["loader"]
             self._inside = self.batch > 0
             loop = state["loop"]
-            self._patience_from = loop["patience_from"]
+            self._course.patience_from = loop["patience_from"]
             is_longer = len(self._experiment.stages) == 1 and loop["max_epochs"] != self.max_epochs
             if is_longer:
                 check_schedule(state, epochs=self.epoch, max_epochs=self.max_epochs, schedule=schedule)
                 if self._has_lost_patience():
-                    self._patience_from = len(self._history)
+                    self._course.renew_patience()
             stretch = is_longer and schedule == "stretch"
             held = (is_longer and schedule == "constant") or (loop["held"] and not stretch)
             self._schedules = Schedules(state, stretch=stretch, held=held)
@@ -394,11 +389,7 @@ class Run:
         return self.epoch >= self.max_epochs or self._has_lost_patience()
 
     def _has_lost_patience(self) -> bool:
-        """Whether the experiment's patience with this stage is at its end; its reports alone say so."""
-        before = len(self._history) - self.epoch
-        monitor = self._experiment.leading
-        values = [report.metrics[monitor] for report in self._history[before:]]
-        return self._experiment.has_lost_patience(values, since=max(0, self._patience_from - before))
+        return self._course.has_lost_patience(self.epoch)
 
     def _leave(self, why: str) -> NoReturn:
         self._settle()  # the user's `finally` may change weights
@@ -408,31 +399,14 @@ class Run:
     def _complete_epoch(self, report: Report) -> Snapshot:
         self.epoch, self.batch = self.epoch + 1, 0
         self._segment.moved(self._position())
-        self._history += (report,)
         self._report, self._means = None, {}
-        for name in self._experiment.objectives:
-            if not math.isfinite(report.metrics[name]):
-                raise DivergedError(f"{name} is {report.metrics[name]} after epoch {report.epoch}")
-        for name in self._experiment.constraints:
-            if math.isnan(report.metrics[name]):
-                raise DivergedError(f"{name}, a constraint, is nan after epoch {report.epoch}")
+        self._course.add(report)
         self._settle()
-        if self._is_best(report):
-            self._best_before = self._best
-            value = report.metrics[self._experiment.leading]
-            self._best = Best(epoch=report.epoch, value=value, checkpoint=self._name())
+        self._course.judge(report, self._name())
         snapshot = self._snapshot()
         self._feed = None
         self._commit(snapshot)
         return snapshot
-
-    def _is_best(self, report: Report) -> bool:
-        if self._best is None:
-            return True
-        is_feasible = self._experiment.is_feasible(report.metrics)
-        if is_feasible is not self._experiment.is_feasible(self._history[self._best.epoch - 1].metrics):
-            return is_feasible
-        return self._experiment.better(report.metrics[self._experiment.leading], self._best.value)
 
     def _name(self) -> str:
         return checkpoint_name(self._position(), self._segment.trial)
@@ -448,8 +422,8 @@ class Run:
             step=self.step,
             trial=self._segment.trial,
             parent=self._parent,
-            history=self._history,
-            best=self._best,
+            history=self._course.history,
+            best=self._course.best,
             environment={**environment(), **self._origin},
             files={},
             tensors={},
@@ -464,7 +438,7 @@ class Run:
             "previous": self._previous,
             "done": self.done,
             "max_epochs": self.max_epochs,
-            "patience_from": self._patience_from,
+            "patience_from": self._course.patience_from,
             "stops_early": self._has_lost_patience(),
             "held": self._schedules is not None and self._schedules.held,
         }
@@ -483,8 +457,8 @@ class Run:
         if self._last is None:
             return
         self._last.taken.settle()
-        if self._last.taken.torn and self._best is not None and self._best.checkpoint == self._last.manifest.name:
-            self._best = self._best_before
+        if self._last.taken.torn:
+            self._course.take_back(self._last.manifest.name)
         self._last = None
 
     def _commit(self, snapshot: Snapshot) -> None:

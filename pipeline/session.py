@@ -3,9 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.engines import local
 from pipeline.engines.child import Job
 from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import ExperimentFile, default_params, from_params, load_experiment, to_params
+from pipeline.planning import Plan, spec_of
 from pipeline.report.keeping import ReportJob, kept_current
 from pipeline.report.refresh import Refresher
 from pipeline.signals import StopRequest
@@ -28,13 +29,11 @@ from pipeline.sweep.lineage import PREEMPTED
 from pipeline.sweep.objectives import check_objectives
 from pipeline.sweep.opening import check_study_name, open_study, reopen_study
 from pipeline.sweep.patience import Unsaved, patient, patiently
-from pipeline.sweep.points import enqueued, grid
 from pipeline.sweep.pruners import check_pruner
 from pipeline.sweep.reopening import extend_best, reopen
 from pipeline.sweep.samplers import check_sampler
 from pipeline.sweep.schedule import is_over, is_search_over
 from pipeline.sweep.segment import Keeping
-from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.standing import Standing, standing
 from pipeline.sweep.storage import locked, prepare_storage
 from pipeline.sweep.study import Study, study_names
@@ -45,31 +44,6 @@ from pipeline.tracking import runs, server
 from pipeline.tracking.tables import Tables
 
 log = logging.getLogger("pipeline")
-CONFIGURATIONS = 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The search of a sweep: the part of its spec that the user sets. See `StudySpec`.
-
-    Attributes:
-        configurations: how many; None for all points of a grid, else 24.
-        enqueue, enqueue_file: known points, as texts and as a table.
-        grid: values of parameters, for the sampler `grid`.
-    """
-
-    configurations: int | None
-    max_epochs: int | None
-    min_epochs: int
-    eta: int
-    pruner: str
-    sampler: str
-    seed: int
-    pruner_args: Mapping[str, Any] = field(default_factory=dict)
-    enqueue: Sequence[str] = ()
-    enqueue_file: Path | None = None
-    grid: Mapping[str, Any] = field(default_factory=dict)
-    warm_start: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +333,7 @@ class Session:
         # Two commands that begin one study at once would prepare its data twice and give it two MLflow runs.
         with locked(self._url):
             tables = self.prepare(file, data)
-            spec = _spec(file, data, tables, plan, config)
+            spec = spec_of(file, data, tables, plan, config)
             return open_study(
                 name,
                 self._url,
@@ -371,56 +345,6 @@ class Session:
                 accept_change=accept_change,
                 first=lambda: snapshot(self._url, spec, file),
             )
-
-
-def _spec(
-    file: ExperimentFile, data: Any, tables: Tables | None, plan: Plan, config: dict[str, Any] | None
-) -> StudySpec:
-    experiment = file.experiment
-    assert plan.max_epochs is not None
-    if len(experiment.stages) > 1 and plan.max_epochs != experiment.max_epochs:
-        raise UsageError(f"--max-epochs {plan.max_epochs}: {file.path.name} has stages, and each Stage says its own")
-    points = _points(file, plan)
-    configurations = plan.configurations
-    if configurations is None:
-        configurations = len(points) if plan.sampler == "grid" else CONFIGURATIONS
-    if plan.sampler == "grid":
-        configurations = min(configurations, len(points))
-    elif len(points) > configurations:
-        raise UsageError(f"--configurations {configurations}: {len(points)} points are enqueued")
-    return StudySpec(
-        experiment=file.path.name,
-        code=file.code_digest,
-        data=data_digest(tables),
-        data_options={} if data is None else to_params(data),
-        config=config,
-        monitor=experiment.leading,
-        direction=experiment.objectives[experiment.leading],
-        configurations=configurations,
-        max_epochs=plan.max_epochs,
-        min_epochs=min(plan.min_epochs, plan.max_epochs),
-        eta=plan.eta,
-        pruner=plan.pruner,
-        sampler=plan.sampler,
-        seed=plan.seed,
-        others={name: one for name, one in experiment.objectives.items() if name != experiment.leading},
-        constraints=experiment.constraints,
-        pruner_args=dict(plan.pruner_args),
-        points=points,
-        warm_start=plan.warm_start,
-    )
-
-
-def _points(file: ExperimentFile, plan: Plan) -> list[dict[str, Any]]:
-    """The configurations that are given."""
-    enqueues = bool(plan.enqueue) or plan.enqueue_file is not None
-    if plan.sampler != "grid":
-        if plan.grid:
-            raise UsageError(f"--grid: says the values of --sampler grid; the sampler is {plan.sampler}")
-        return enqueued(file, plan.enqueue, plan.enqueue_file) if enqueues else []
-    if enqueues:
-        raise UsageError("--enqueue: a grid has its points; give it more values with --grid")
-    return grid(file, plan.grid, plan.seed)
 
 
 def _state(study: Study, *, over: bool) -> str:

@@ -12,12 +12,12 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (  # the highest first; a part imports its own layer and those below
     ("cli", "front", "__main__"),
     ("completion", "summary", "commands", "results"),
-    ("session", "proving"),
+    ("session", "planning", "proving"),
     ("engines",),
     ("report",),
     ("sweep",),
     ("stages",),
-    ("run", "batches", "local", "segment"),
+    ("run", "batches", "course", "local", "segment"),
     ("checkpoint", "tracking"),
     ("experiment",),
 )

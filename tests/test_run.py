@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import Checkpoint, Experiment, ThawError, UsageError
 from pipeline.checkpoint import Position, Schedule
+from pipeline.course import DivergedError
 from pipeline.errors import EncodeError, MismatchError
 from pipeline.local import LocalSegment
-from pipeline.run import DivergedError, Run
+from pipeline.run import Run
 from pipeline.segment import Snapshot, Stopped
 from pipeline.stages.train import train as training_stage
 from tests.checkpoint.comparing import assert_same

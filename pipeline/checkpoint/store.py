@@ -146,12 +146,14 @@ class MlflowStore:
         self._tracking_uri = tracking_uri
         self._client: Any = MlflowClient(tracking_uri)
         self._committed: set[str] = set()
+        self._aside: set[str] | None = None  # names that were set aside; only whoever trains does that
         self._downloads: str | None = None
 
     def names(self) -> list[str]:
-        tags = self._client.get_run(self.run_id).data.tags
+        self._aside = None  # looked up anew: another process may have trained it since
+        aside = self._set_aside_names()
         found = self._here.names() if self._here is not None else self._folders()
-        chosen = sort_names([name for name in found if f"{SET_ASIDE_TAG}{name}" not in tags])
+        chosen = sort_names([name for name in found if name not in aside])
         return [name for name in chosen if self._is_committed(name)]
 
     def put(self, name: str, write: Callable[[Path], T]) -> T:
@@ -192,10 +194,10 @@ class MlflowStore:
 
     def set_aside(self, name: str, why: str) -> None:
         self._client.set_tag(self.run_id, f"{SET_ASIDE_TAG}{_checked(name)}", why[:5000])
+        self._aside = None
 
     def keep_only(self, names: Collection[str], upto_trial: int, files: Referred | None = None) -> None:
-        tags = self._client.get_run(self.run_id).data.tags
-        aside = {tag.removeprefix(SET_ASIDE_TAG) for tag in tags if tag.startswith(SET_ASIDE_TAG)}
+        aside = self._set_aside_names()
         if self._here is not None:
             self._here.keep_only({*names, *aside}, upto_trial, files)
             return
@@ -211,6 +213,12 @@ class MlflowStore:
         if self._here is not None:
             return self._here.sizes()
         return {name: sum(self.files(name).values()) for name in self._folders()}
+
+    def _set_aside_names(self) -> set[str]:
+        if self._aside is None:
+            tags = self._client.get_run(self.run_id).data.tags
+            self._aside = {tag.removeprefix(SET_ASIDE_TAG) for tag in tags if tag.startswith(SET_ASIDE_TAG)}
+        return self._aside
 
     def _is_committed(self, name: str) -> bool:
         # Asked once: what is committed stays so.

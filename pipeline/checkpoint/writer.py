@@ -10,14 +10,16 @@ T = TypeVar("T")
 class Writer(Generic[T]):
     """At most one item is being written and one waits.
 
-    `write` commits one item. An error of it ends the thread; the next call of another method raises it, as itself.
+    `write` commits one item, and may put off a part that `finish` does before a flush returns. An error of theirs ends
+    the thread; the next call of another method raises it, as itself.
     """
 
-    def __init__(self, write: Callable[[T], None]) -> None:
+    def __init__(self, write: Callable[[T], None], finish: Callable[[], None] = lambda: None) -> None:
         self._write = write
+        self._finish = finish
         self._changed = threading.Condition()
         self._waiting: T | None = None
-        self._writing = False
+        self._flushing = False
         self._closed = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoint writer", daemon=True)
@@ -53,7 +55,9 @@ class Writer(Generic[T]):
     def flush(self) -> None:
         """Returns when everything is written."""
         with self._changed:
-            while self._error is None and (self._waiting is not None or self._writing):
+            self._flushing = True
+            self._changed.notify_all()
+            while self._error is None and self._flushing:
                 self._changed.wait()
             self._raise()
 
@@ -75,19 +79,21 @@ class Writer(Generic[T]):
         try:
             while True:
                 with self._changed:
-                    while self._waiting is None and not self._closed:
+                    while self._waiting is None and not self._flushing and not self._closed:
                         self._changed.wait()
-                    item, self._waiting = self._waiting, None
-                    if item is None:
+                    if self._closed:
                         return
-                    self._writing = True
+                    item, self._waiting = self._waiting, None
                     self._changed.notify_all()
-                self._write(item)
+                if item is not None:
+                    self._write(item)
+                    continue
+                self._finish()
                 with self._changed:
-                    self._writing = False
+                    self._flushing = False
                     self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001  it is raised where the training is
             with self._changed:
                 self._error = error
-                self._waiting, self._writing = None, False
+                self._waiting = None
                 self._changed.notify_all()

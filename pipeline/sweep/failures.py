@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from pipeline.run import DivergedError
+from pipeline.course import DivergedError
 from pipeline.stages.train import is_out_of_memory
 from pipeline.sweep import process
 from pipeline.sweep.lineage import BUG, DIVERGED, HANG, LOST, OUT_OF_MEMORY, PREEMPTED

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from statistics import median
@@ -25,7 +25,8 @@ class Pulse:
 
     def __init__(self, context: BaseContext, hang_timeout_s: float | None) -> None:
         self._given_s = hang_timeout_s
-        # When it moved, 0 before it ever did; for how long it may stand still.
+        # When it moved, 0 before it ever did; for how long it may stand still. Always written in this order and read in
+        # the other: so a new limit is never held against an old time.
         self._shared: Any = context.RawArray("d", [0.0, self._limit_s(LEAST_S)])
         self._has_to_move = False
 
@@ -45,11 +46,14 @@ class Pulse:
         self._shared[:] = time.monotonic(), self._limit_s(UNKNOWN_S)
         self._has_to_move = True
 
-    def moved(self, epochs_s: Sequence[float]) -> None:
-        """Training has moved; `epochs_s` is how long its epochs have taken so far."""
+    def moved(self) -> None:
+        """Training has moved."""
+        self._shared[0] = time.monotonic()
+
+    def expect(self, epochs_s: Collection[float]) -> None:
+        """What is known of how long epochs take says from here on how long training may stand still."""
         if epochs_s:
             self._shared[1] = self._limit_s(max(LEAST_S, MEDIAN_EPOCHS * median(epochs_s)))
-        self._shared[0] = time.monotonic()
 
     def end(self) -> None:
         """Training does not have to move any more."""
@@ -74,7 +78,7 @@ class Pulse:
 
     def still_s(self) -> float | None:
         """For how long training has stood still, if that is longer than it may."""
-        moved_s, may_rest_s = self._shared
+        may_rest_s, moved_s = self._shared[1], self._shared[0]
         still_s = time.monotonic() - moved_s
         return still_s if moved_s and still_s > may_rest_s else None
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from pipeline.checkpoint import Manifest, MlflowStore, Report, Torn
@@ -20,6 +20,7 @@ from pipeline.sweep.study import Study
 from pipeline.tracking import runs
 
 log = logging.getLogger("pipeline")
+LOG_EVERY_S = 1.0  # a call to MLflow costs as much as writing a small checkpoint, and nobody looks more often
 
 
 class Saver:
@@ -40,10 +41,12 @@ class Saver:
         self._spool = Spool(run_id)
         self._patience = Patience(outage_s)
         self._logged: set[int] = set()
+        self._logged_s = 0.0  # when
+        self._history: Sequence[Report] = ()  # of the newest checkpoint that is saved
         self._reported = 0  # epochs that the study knows of
         self._kept: dict[str, Manifest] = {}  # the checkpoints that count and are kept, in order
         self._last: Snapshot | None = None
-        self._writer: Writer[Snapshot] = Writer(self._write)
+        self._writer: Writer[Snapshot] = Writer(self._write, self._log_rest)
 
     def resume(self, manifest: Manifest, before: Iterable[str]) -> None:
         """Goes on from a checkpoint, and completes what may have been cut off after its commit.
@@ -57,7 +60,8 @@ class Saver:
                 self._study.report(self._id, report.epoch, report.metrics[self._monitor])
         self._reported = len(manifest.history)
         self._logged = runs.logged_epochs(self._run_id, self._monitor)
-        self._log(manifest.history)
+        self._history = manifest.history
+        self._log()
 
     def take_from_spool(self) -> Lineage:
         """Commits what the segment before this one had to leave on this machine's disk; returns the lineage with it.
@@ -198,6 +202,7 @@ class Saver:
     def _save(self, name: str, commit: Callable[[], Manifest], *, again: bool) -> None:
         """Checkpoint first, then the study, then metrics: what the study says is there, is there.
 
+        Metrics that a kill keeps from MLflow are in the checkpoint, and logged when it is resumed.
         `again`: a try before this one was cut short, anywhere.
         """
         manifest = self._kept.get(name)
@@ -210,7 +215,9 @@ class Saver:
         for report in manifest.history[self._reported :]:  # snapshots before this one may have been dropped
             self._study.report(self._id, report.epoch, report.metrics[self._monitor])
         self._reported = len(manifest.history)
-        self._log(manifest.history)
+        self._history = manifest.history
+        if time.monotonic() - self._logged_s >= LOG_EVERY_S:
+            self._log()
         self._retain(manifest)
 
     def _retain(self, manifest: Manifest) -> None:
@@ -224,11 +231,25 @@ class Saver:
             return
         self._kept = remaining
 
-    def _log(self, reports: Iterable[Report]) -> None:
+    def _log(self) -> None:
         """Logs what MLflow has not; an epoch that had to be trained again stands there already."""
-        new = [r for r in reports if r.epoch not in self._logged]
-        runs.log_history(self._run_id, [(r.epoch, r.time_ms, r.metrics) for r in new])
+        new = [r for r in self._history if r.epoch not in self._logged]
+        if new:
+            runs.log_history(self._run_id, [(r.epoch, r.time_ms, r.metrics) for r in new])
         self._logged |= {r.epoch for r in new}
+        self._logged_s = time.monotonic()
+
+    def _log_rest(self) -> None:
+        """Logs what was put off, once MLflow answers. What is in the spool has not come so far."""
+        while self.unsaved is None:
+            try:
+                self._log()
+                return
+            except Exception as error:  # stores and servers raise what they like
+                if is_lasting(error):
+                    raise
+                self._note(f"#{self._lineage.number:02d}: its metrics cannot be logged", error)
+                time.sleep(self._patience.pause_s)
 
     def _pinned(self) -> set[str]:
         """Where the configuration paused, and what its stages ended with."""

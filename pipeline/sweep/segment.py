@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,6 +49,7 @@ class Keeping:
 
 log = logging.getLogger("pipeline")
 EXACT = "exact"
+EPOCHS_KNOWN = 50  # the newest epochs, whose median says what an epoch takes
 
 
 class TrialSegment:
@@ -76,7 +78,7 @@ class TrialSegment:
         self._stop = stop
         self.position: list[int] | None = None  # stage, epoch and batch where training stands, once it has moved
         self._pulse = pulse
-        self._epochs_s: list[float] = []
+        self._epochs_s: deque[float] = deque(maxlen=EPOCHS_KNOWN)
         self._epoch_began_s: float | None = None  # None inside an epoch that another segment has begun
         self._saver = saver
         self._heartbeats = Heartbeats(beat, pulse, HEARTBEAT_S, self._name)
@@ -85,7 +87,8 @@ class TrialSegment:
         found = patiently(f"{self._name} cannot be resumed", self._resume, self._outage_s)
         if found is not None:
             times_s = [report.time_ms / 1000 for report in found[0].history]
-            self._epochs_s = [after - before for before, after in pairwise(times_s)]  # pauses too: rather too long
+            # Pauses too: rather too long.
+            self._epochs_s.extend(after - before for before, after in pairwise(times_s))
         self._epoch_began_s = time.monotonic() if found is None or found[0].position.batch == 0 else None
         self._pulse.begin()
         return found
@@ -166,13 +169,15 @@ class TrialSegment:
         return f"#{self._lineage.number:02d}"
 
     def moved(self, position: Position) -> None:
+        self._pulse.moved()
         if position.batch == 0:
             now_s = time.monotonic()
             if self._epoch_began_s is not None:
                 self._epochs_s.append(now_s - self._epoch_began_s)
             self._epoch_began_s = now_s
+        if self.position is None or position.batch == 0:
+            self._pulse.expect(self._epochs_s)
         self.position = [position.stage, position.epoch, position.batch]
-        self._pulse.moved(self._epochs_s)
 
     def asked_to_stop(self) -> str | None:
         return PREEMPTED if self._stop.reason is not None or self._saver.unsaved is not None else None

@@ -95,9 +95,10 @@ def ensure_run(
     else:
         # The key is set with the creation, so that a run cut short here is found again.
         run_id = client.create_run(experiment_id, tags={**wanted, **key}, run_name=name).info.run_id
-    known = client.get_run(run_id).data
-    new_tags = {n: v for n, v in {**wanted, **key}.items() if known.tags.get(n) != v}
-    new_params = {n: v for n, v in params.items() if n not in known.params}
+    # One that was created just now has its tags, and no parameters yet.
+    known = client.get_run(run_id).data if found is not None or adopt is not None else None
+    new_tags = {n: v for n, v in {**wanted, **key}.items() if known is not None and known.tags.get(n) != v}
+    new_params = {n: v for n, v in params.items() if known is None or n not in known.params}
     client.log_batch(
         run_id,
         params=[Param(n, str(v)) for n, v in new_params.items()],

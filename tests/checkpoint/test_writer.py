@@ -73,6 +73,28 @@ def test_flush_returns_when_everything_is_written() -> None:
     writer.close()
 
 
+def test_what_was_put_off_is_done_once_everything_is_written_and_before_a_flush_returns() -> None:
+    done: list[str] = []
+    writer = Writer(done.append, lambda: done.append("the rest"))
+    writer.submit("a")
+    writer.flush()
+    assert done == ["a", "the rest"]
+    writer.submit("b")
+    writer.close()
+    assert done == ["a", "the rest", "b", "the rest"]
+
+
+def test_an_error_in_what_was_put_off_surfaces_in_the_flush() -> None:
+    def finish() -> None:
+        raise DiskFull("the rest")
+
+    writer = Writer(lambda item: None, finish)
+    with pytest.raises(DiskFull, match="the rest"):
+        writer.flush()
+    with pytest.raises(DiskFull, match="the rest"):
+        writer.close()
+
+
 class DiskFull(Exception):
     pass
 

@@ -13,7 +13,8 @@ from tests.integration.sweeps import QUICK
 def open_quick(folder: Path, names: Sequence[str], configurations: int, pruner: str, results: Connection) -> None:
     """Creates studies of this experiment."""
     from pipeline.experiment import load_experiment
-    from pipeline.session import Plan, Session
+    from pipeline.planning import Plan
+    from pipeline.session import Session
     from pipeline.signals import StopRequest
 
     session = enter(folder, lambda: Session(None, StopRequest(), None))

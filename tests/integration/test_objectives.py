@@ -16,8 +16,9 @@ def sweep(folder: Path, results: Connection) -> None:
 
     from pipeline import UsageError
     from pipeline.experiment import load_experiment
+    from pipeline.planning import Plan
     from pipeline.results import Study
-    from pipeline.session import Plan, Session
+    from pipeline.session import Session
     from pipeline.signals import StopRequest
     from pipeline.sweep.pulse import Pulse
     from pipeline.sweep.segment import Keeping

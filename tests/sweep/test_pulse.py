@@ -35,12 +35,13 @@ def test_training_may_stand_still_for_ten_median_epochs_or_as_long_as_was_given(
     pulse = Pulse(CONTEXT, given_s)
     assert pulse.still_s() is None, "nothing has begun"
     pulse.begin()
-    pulse.moved(epochs_s)
+    pulse.moved()
+    pulse.expect(epochs_s)
     clock[0] += limit_s
     assert pulse.still_s() is None
     clock[0] += 1
     assert pulse.still_s() == limit_s + 1
-    pulse.moved(epochs_s)
+    pulse.moved()
     assert pulse.still_s() is None
 
 
@@ -88,3 +89,34 @@ def test_a_process_that_is_frozen_while_it_does_not_have_to_move_is_seen_and_one
         process.join()
         for one in (ours, theirs, process):
             one.close()
+
+
+def test_a_new_limit_is_never_held_against_an_old_time(clock):
+    """An epoch may be the first, and take longer than the limit that it then sets, when the supervisor looks."""
+    pulse = Pulse(CONTEXT, None)
+    pulse.begin()
+    clock[0] += UNKNOWN_S
+    shared = pulse._shared
+
+    class Looking:
+        """Lets time stop between any two writes, for the supervisor to look."""
+
+        def __getitem__(self, index):
+            return shared[index]
+
+        def __setitem__(self, index, value):
+            places = range(2)[index] if isinstance(index, slice) else [index]
+            values = value if isinstance(index, slice) else [value]
+            for place, one in zip(places, values, strict=True):
+                shared[place] = one
+                pulse._shared = shared
+                assert pulse.still_s() is None
+                pulse._shared = self
+
+    pulse._shared = Looking()
+    pulse.moved()
+    pulse.expect([1.0])
+    clock[0] += 1
+    pulse.end()
+    clock[0] += 1
+    pulse.begin()
