@@ -26,8 +26,10 @@ from optuna.trial import TrialState
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
 from experiments import tabular
+from pipeline.sweep.finish import ranking
 from pipeline.sweep.lineage import COMPLETE, PAUSED, PRUNED, Lineage
 from pipeline.sweep.pruners import RULES, pruning_view
+from pipeline.sweep.reopening import reopen
 from pipeline.sweep.samplers import numbered_trial, sampling_view
 from pipeline.sweep.schedule import next_segment
 from pipeline.sweep.spec import StudySpec
@@ -42,7 +44,8 @@ TABLES: Mapping[str, Callable[..., Any]] = {
 WARM_UP = "digits, warm-up"  # up to 9 epochs of rising rates, then a cosine: slower at first, better at last
 LONGEST_WARM_UP = 9
 CASES = (*TABLES, WARM_UP)
-PRUNERS = ("halving", "successive-halving", "median", "none")
+REOPENED, TOP = "halving, reopened", 9  # the search, and then the best nine that it has paused, to the end
+METHODS = ("halving", REOPENED, "successive-halving", "median", "none")
 SAMPLERS = ("tpe", "random")
 PICTURE = Path(__file__).with_name("quality.png")
 
@@ -52,6 +55,7 @@ class Search:
     """One study.
 
     Attributes:
+        method: a pruner, and what is done after the search.
         best: best validation loss after each trained epoch.
         complete: numbers of the configurations that were trained to the full.
         winner: number of the one with the best loss.
@@ -60,7 +64,7 @@ class Search:
 
     case: str
     sampler: str
-    pruner: str
+    method: str
     seed: int
     best: list[float]
     complete: list[int]
@@ -97,7 +101,7 @@ def _searches(job: tuple[str, int, int]) -> list[Search]:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     curves = Curves(case, seed)
-    return [_search(curves, sampler, pruner, configurations) for sampler in SAMPLERS for pruner in PRUNERS]
+    return [_search(curves, sampler, method, configurations) for sampler in SAMPLERS for method in METHODS]
 
 
 class Curves:
@@ -164,8 +168,8 @@ class _Memory(InMemoryStorage):
         return []
 
 
-def _search(curves: Curves, sampler: str, pruner: str, configurations: int) -> Search:
-    """One worker's turns: claim, draw, train, report, and what follows from it, as in `pipeline.sweep`."""
+def _search(curves: Curves, sampler: str, method: str, configurations: int) -> Search:
+    """What a method has come to."""
     spec = StudySpec(
         experiment="tabular.py",
         code="",
@@ -178,15 +182,37 @@ def _search(curves: Curves, sampler: str, pruner: str, configurations: int) -> S
         max_epochs=MAX_EPOCHS,
         min_epochs=1,
         eta=ETA,
-        pruner=pruner,
+        pruner="halving" if method == REOPENED else method,
         sampler=sampler,
         seed=curves.seed,
     )
     storage: Any = _Memory()
     study = Study("quality", "", storage, storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "quality"))
     study.set_attr("spec", spec.to_json())
-    rule = pruning_view(study, spec)
     best: list[float] = []
+    _work(study, curves, best)
+    if method == REOPENED:
+        paused = [one.number for one in ranking(study) if one.ended == PAUSED]
+        reopen(study, paused[:TOP])
+        _work(study, curves, best)
+    lineages = study.lineages()
+    winner = min(lineages.values(), key=lambda one: (one.best or {})["value"])
+    return Search(
+        case=curves.case,
+        sampler=sampler,
+        method=method,
+        seed=curves.seed,
+        best=best,
+        complete=[one.number for one in lineages.values() if one.ended == COMPLETE],
+        winner=winner.number,
+        winner_warm_up=(winner.config or {}).get("warm_up", 0),
+    )
+
+
+def _work(study: Study, curves: Curves, best: list[float]) -> None:
+    """One worker's turns: claim, draw, train, report, and what follows from it, as in `pipeline.sweep`."""
+    spec, storage = study.spec, study.storage
+    rule = pruning_view(study, spec)
     while isinstance(found := next_segment(study), Lineage):
         trial_id = found.head._trial_id
         config = found.config
@@ -203,23 +229,11 @@ def _search(curves: Curves, sampler: str, pruner: str, configurations: int) -> S
                 study.end(trial_id, TrialState.COMPLETE, COMPLETE, min(values))
             elif len(values) == found.until:
                 study.end(trial_id, TrialState.PRUNED, PAUSED)
-            elif pruner in RULES and rule.judges(found, storage.get_trial(trial_id)):
+            elif spec.pruner in RULES and rule.judges(found, storage.get_trial(trial_id)):
                 study.end(trial_id, TrialState.PRUNED, PRUNED)
             else:
                 continue
             break
-    lineages = study.lineages()
-    winner = min(lineages.values(), key=lambda one: (one.best or {})["value"])
-    return Search(
-        case=curves.case,
-        sampler=sampler,
-        pruner=pruner,
-        seed=curves.seed,
-        best=best,
-        complete=[one.number for one in lineages.values() if one.ended == COMPLETE],
-        winner=winner.number,
-        winner_warm_up=(winner.config or {}).get("warm_up", 0),
-    )
 
 
 def _report(study: Study, trial_id: int, values: Sequence[float]) -> None:
@@ -230,15 +244,15 @@ def _report(study: Study, trial_id: int, values: Sequence[float]) -> None:
 
 
 def _rows(searches: Sequence[Search]) -> list[dict[str, Any]]:
-    """One for each method. Random draws are the same for all pruners: so `none` says which was the best of them."""
+    """One for each method. Random draws are the same for all methods: so `none` says which was the best of them."""
     rows = []
-    full = {(one.sampler, one.seed): one for one in searches if one.pruner == "none"}
+    full = {(one.sampler, one.seed): one for one in searches if one.method == "none"}
     least = {  # the fewest epochs that any method has trained
         seed: min(len(one.best) for one in searches if one.seed == seed) for seed in {one.seed for one in searches}
     }
     for sampler in SAMPLERS:
-        for pruner in PRUNERS:
-            of = [one for one in searches if (one.sampler, one.pruner) == (sampler, pruner)]
+        for method in METHODS:
+            of = [one for one in searches if (one.sampler, one.method) == (sampler, method)]
             losses = [one.best[-1] for one in of]
             winners = [full[sampler, one.seed].winner in one.complete for one in of]
             slow = [full[sampler, one.seed].winner_warm_up > LONGEST_WARM_UP // 2 for one in of]
@@ -246,7 +260,7 @@ def _rows(searches: Sequence[Search]) -> list[dict[str, Any]]:
                 {
                     "case": of[0].case,
                     "sampler": sampler,
-                    "pruner": pruner,
+                    "method": method,
                     "epochs": mean(len(one.best) for one in of),
                     "loss": mean(losses),
                     "deviation": stdev(losses) if len(losses) > 1 else 0.0,
@@ -270,7 +284,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         slow = "-" if row["slow"] is None else f"{row['found_slow']}/{row['slow']}"
         loss = f"{row['loss']:.4f} ± {row['deviation']:.4f}"
         lines.append(
-            f"{row['case']:15} {row['sampler']:6} {row['pruner']:18} {row['epochs']:6.0f}  {loss:>15}"
+            f"{row['case']:15} {row['sampler']:6} {row['method']:18} {row['epochs']:6.0f}  {loss:>15}"
             f"  {row['loss_at_equal_epochs']:15.4f}  {found:>5}  {slow:>5}"
         )
     return "\n".join(lines)
@@ -286,15 +300,15 @@ def _draw_plot(searches: Sequence[Search], file: Path) -> None:
     figure, axes = plt.subplots(1, len(cases), figsize=(4 * len(cases), 3.6), squeeze=False, layout="constrained")
     for axis, case in zip(axes[0], cases, strict=True):
         for sampler, style in zip(SAMPLERS, ("-", "--"), strict=True):
-            for place, pruner in enumerate(PRUNERS):
-                of = [one.best for one in searches if (one.case, one.sampler, one.pruner) == (case, sampler, pruner)]
+            for place, method in enumerate(METHODS):
+                of = [one.best for one in searches if (one.case, one.sampler, one.method) == (case, sampler, method)]
                 epochs = range(3, round(mean(len(best) for best in of)) + 1)
                 losses = [mean(best[min(epoch, len(best)) - 1] for best in of) for epoch in epochs]
-                axis.plot(epochs, losses, style, color=f"C{place}", label=f"{pruner}, {sampler}", linewidth=1.3)
+                axis.plot(epochs, losses, style, color=f"C{place}", label=f"{method}, {sampler}", linewidth=1.3)
                 axis.plot(epochs[-1:], losses[-1:], "o" if sampler == "tpe" else "s", color=f"C{place}", markersize=4)
         axis.set(title=case, xscale="log", yscale="log", xlabel="epochs trained")
     axes[0][0].set_ylabel("best validation loss, mean of all seeds")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.savefig(file, dpi=80)
 
 

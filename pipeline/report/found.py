@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.sweep.finish import front, ranking, state_of
-from pipeline.sweep.lineage import DIVERGED, LOST, PAUSED, REASONS, Lineage
+from pipeline.sweep.lineage import DIVERGED, PAUSED, REASONS, Lineage
 from pipeline.sweep.schedule import is_over, is_search_over
 from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.study import Study
@@ -118,13 +118,6 @@ class Found:
     def name_of(self, lineage: Lineage) -> str:
         """As its MLflow run is called."""
         return run_name(lineage.number, lineage.head.params or lineage.config or {})
-
-
-def why_ended(segment: FrozenTrial) -> str | None:
-    """Why a segment ended; None while it waits or runs."""
-    if not segment.state.is_finished():
-        return None
-    return str(segment.user_attrs.get("ended", REASONS.get(segment.state, (LOST,))[0]))
 
 
 def values_of(lineage: Lineage, spec: StudySpec) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def configurations(lineages: Mapping[int, Lineage], found: Iterable[Any], *, ove
             "best_epoch": best.get("epoch"),
             **_prefixed("best", best.get("metrics", {})),
             "segments": len(one.segments),
-            "seconds": _seconds(one),
+            "seconds": seconds_of(one),
             "checkpoint": one.progress["checkpoint"],
             "run_id": one.run_id,
         }
@@ -105,7 +105,7 @@ def _prefixed(prefix: str, values: Any) -> dict[str, Any]:
     return {f"{prefix}.{name}": value for name, value in sorted(values.items())}
 
 
-def _seconds(one: Lineage) -> float:
+def seconds_of(one: Lineage) -> float:
     """What its segments took that have ended."""
     return sum(
         (trial.datetime_complete - trial.datetime_start).total_seconds()

@@ -11,9 +11,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from pipeline.databases import sqlite_file
-from pipeline.report.found import Found, values_of, why_ended
+from pipeline.report.found import Found, values_of
 from pipeline.sweep import halving
-from pipeline.sweep.lineage import PAUSED, Lineage, progress_of
+from pipeline.sweep.lineage import PAUSED, Lineage, progress_of, why_ended
 from pipeline.sweep.pruners import PAUSING
 from pipeline.sweep.storage import redacted
 from pipeline.tracking import links
@@ -87,7 +87,7 @@ def configuration_page(found: Found, lineage: Lineage) -> str:
         manifest = _link(name, _artifact(found, lineage, f"checkpoints/{name}/manifest.json"))
         said.append(f"A resume starts from checkpoint {manifest}, if that verifies.")
     shown = lineage.segments[-SEGMENTS_SHOWN:]
-    rows = [_segment(segment) for segment in shown]
+    rows = [(*cells, plain(resumed)) for *cells, resumed in map(segment_cells, shown)]
     table = _table(("segment", "from", "to", "began", "took", "ended", "resumed"), rows)
     older = len(lineage.segments) - len(shown)
     return "\n\n".join([" ".join(said), table, *([f"{older} older segments are not shown."] if older else [])])[:SIZE]
@@ -218,7 +218,8 @@ def _commands(found: Found, version: str | None, storage: str | None) -> str:
     return f"### Go on{where}\n\n```\n" + "\n".join(lines) + "\n```" if lines else ""
 
 
-def _segment(segment: FrozenTrial) -> tuple[str, ...]:
+def segment_cells(segment: FrozenTrial) -> tuple[str, ...]:
+    """Its number, from and to which checkpoint, when and for how long, why it ended, and how it was resumed."""
     attrs, began, ended = segment.user_attrs, segment.datetime_start, segment.datetime_complete
     reached = progress_of(segment)["checkpoint"]
     why = why_ended(segment) or ("running" if began else "waiting")
@@ -231,7 +232,7 @@ def _segment(segment: FrozenTrial) -> tuple[str, ...]:
         "" if began is None else f"{began:%Y-%m-%d %H:%M:%S}",
         "" if began is None or ended is None else duration(ended - began),
         why.replace("_", " "),
-        plain(attrs.get("resumed", "" if attrs["start"] is None or began is None else "not yet")),
+        attrs.get("resumed", "" if attrs["start"] is None or began is None else "not yet"),
     )
 
 

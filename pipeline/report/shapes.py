@@ -10,10 +10,10 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from pipeline.report.found import Found, why_ended
+from pipeline.report.found import Found
 from pipeline.report.pages import distributions
 from pipeline.sweep import halving
-from pipeline.sweep.lineage import Lineage
+from pipeline.sweep.lineage import Lineage, why_ended
 from pipeline.sweep.pruners import PAUSING
 
 # Colours that most eyes tell apart, on light and on dark (after Okabe and Ito).

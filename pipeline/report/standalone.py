@@ -8,14 +8,16 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
+from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from pipeline.experiment import flatten
-from pipeline.report.found import Found, values_of, why_ended
-from pipeline.report.pages import duration
+from pipeline.report.found import Found, values_of
+from pipeline.report.frames import seconds_of
+from pipeline.report.pages import segment_cells
 from pipeline.report.plots import plots
 from pipeline.report.shapes import TITLES, descriptions
-from pipeline.sweep.lineage import Lineage, progress_of
+from pipeline.sweep.lineage import Lineage
 
 ROWS = 1000  # so many configurations are shown, the best first; results.csv has all
 TRACEBACKS, TRACEBACK_SIZE = 50, 6000
@@ -150,7 +152,7 @@ def _table(found: Found) -> dict[str, Any]:
             best.get("epoch"),
             one.epochs,
             len(one.segments),
-            round(sum(_seconds(segment) for segment in one.segments) / 60, 3),
+            round(seconds_of(one) / 60, 3),
             *(_cell(config.get(name)) for name in shown),
         ]
         rows.append(
@@ -186,23 +188,6 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _seconds(segment: Any) -> float:
-    if segment.datetime_start is None or segment.datetime_complete is None:
-        return 0.0
-    return float((segment.datetime_complete - segment.datetime_start).total_seconds())
-
-
-def _segment(segment: Any) -> list[str]:
-    attrs, began, ended = segment.user_attrs, segment.datetime_start, segment.datetime_complete
-    worker, reached = attrs.get("worker", {}), progress_of(segment)["checkpoint"]
-    return [
-        str(segment.number),
-        attrs["start"] or "the beginning",
-        reached if reached is not None and reached != attrs["start"] else "nothing new",
-        "" if began is None else f"{began:%Y-%m-%d %H:%M:%S}",
-        "" if began is None or ended is None else duration(ended - began),
-        (why_ended(segment) or ("running" if began else "waiting")).replace("_", " "),
-        attrs.get("resumed", ""),
-        worker.get("host", "").partition(" ")[0],
-        str(worker.get("pid", "")),
-    ]
+def _segment(segment: FrozenTrial) -> list[str]:
+    worker = segment.user_attrs.get("worker", {})
+    return [*segment_cells(segment), worker.get("host", "").partition(" ")[0], str(worker.get("pid", ""))]

@@ -62,14 +62,12 @@ class Lineage:
     @cached_property
     def ended(self) -> str | None:
         """Why the newest segment ended; None while it waits or runs."""
-        if not self.head.state.is_finished():
-            return None
-        return _ended(self.head)
+        return why_ended(self.head)
 
     @property
     def endings(self) -> list[str]:
         """Why each of its segments ended that has."""
-        return [_ended(segment) for segment in self.segments if segment.state.is_finished()]
+        return [why for segment in self.segments if (why := why_ended(segment)) is not None]
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -181,7 +179,7 @@ class Lineage:
         for segment in reversed(self.segments):
             if segment.state is not TrialState.FAIL:
                 break
-            count += _ended(segment) == reason
+            count += why_ended(segment) == reason
             progressed = progress_of(segment)["checkpoint"] != segment.user_attrs["start"]
             if progressed or segment.user_attrs.get("fresh"):
                 break
@@ -195,7 +193,10 @@ def ranked(lineages: Mapping[int, Lineage], direction: Direction) -> list[Lineag
     return sorted(judged, key=lambda one: (not one.is_feasible, sign * (one.best or {})["value"], one.number))
 
 
-def _ended(segment: FrozenTrial) -> str:
+def why_ended(segment: FrozenTrial) -> str | None:
+    """Why a segment ended; None while it waits or runs."""
+    if not segment.state.is_finished():
+        return None
     reasons = REASONS[segment.state]
     found = segment.user_attrs.get("ended")
     return str(found) if found in reasons else reasons[0]

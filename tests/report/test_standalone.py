@@ -35,7 +35,7 @@ def test_its_data_are_what_was_written(page):
     assert [row["cells"][0] for row in data["rows"]] == [0, 1, 2, 3, 4]  # the best first
     assert rows[3]["error"] == f"ValueError: {HOSTILE}"
     assert rows[0]["latest"] == "s0-e00009-b000000-t000002"
-    assert [segment[5] for segment in rows[1]["segments"]] == ["paused", "lost", "complete"]
+    assert [segment[5] for segment in rows[1]["segments"]] == ["paused at epoch 3", "lost", "complete"]
     assert list(data["plots"]) == ["curves", "timeline", "rungs", "history", "slice"]
 
 
