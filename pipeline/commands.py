@@ -155,7 +155,8 @@ class ResumeOptions(WorkOptions):
     Attributes:
         study: the study to continue
         configuration: give this configuration the whole budget, or max_epochs, from its last checkpoint
-        top: give so many of the best max_epochs; decided once, so that the same command again means the same ones
+        top: give so many of the best max_epochs, or, without, so many of the best that were paused or pruned the whole
+            budget; decided once, so that the same command again means the same ones
         max_epochs: more epochs than the study gives
         schedule: what a learning rate does beyond its planned end: keep (its scheduler's state as saved, whatever that
             comes to), stretch (the same shape over max_epochs, from the present epoch on), constant (the last rate)
@@ -173,8 +174,6 @@ class ResumeOptions(WorkOptions):
             raise UsageError("resume: give either --configuration NUMBER or --top COUNT")
         if self.top is not None and self.top < 1:
             raise UsageError(f"--top {self.top}: expected at least 1")
-        if self.top is not None and self.max_epochs is None:
-            raise UsageError(f"--top {self.top}: to how many epochs? add --max-epochs")
         if self.max_epochs is not None and self.configuration is None and self.top is None:
             raise UsageError(f"--max-epochs {self.max_epochs}: of which? add --top COUNT or --configuration NUMBER")
         if self.schedule is not None and self.max_epochs is None:

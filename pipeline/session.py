@@ -30,7 +30,7 @@ from pipeline.sweep.objectives import check_objectives
 from pipeline.sweep.opening import check_study_name, open_study, reopen_study
 from pipeline.sweep.patience import Unsaved, patient, patiently
 from pipeline.sweep.pruners import check_pruner
-from pipeline.sweep.reopening import extend_best, reopen
+from pipeline.sweep.reopening import reopen, reopen_best
 from pipeline.sweep.samplers import check_sampler
 from pipeline.sweep.schedule import is_over, is_search_over
 from pipeline.sweep.segment import Keeping
@@ -260,8 +260,8 @@ class Session:
             )
         with locked(self._url):  # two commands at once choose the same
             if wanted.configuration is None:
-                assert wanted.top is not None and wanted.max_epochs is not None
-                return extend_best(study, wanted.top, max_epochs=wanted.max_epochs, schedule=wanted.schedule)
+                assert wanted.top is not None
+                return reopen_best(study, wanted.top, max_epochs=wanted.max_epochs, schedule=wanted.schedule)
             only = (wanted.configuration,)
             return only, reopen(study, only, max_epochs=wanted.max_epochs, schedule=wanted.schedule)
 

@@ -12,7 +12,6 @@ from pipeline.session import Reopening
     [
         ({"configuration": 7, "top": 3}, "give either --configuration NUMBER or --top COUNT"),
         ({"top": 0, "max_epochs": 81}, "--top 0: expected at least 1"),
-        ({"top": 3}, "--top 3: to how many epochs"),
         ({"max_epochs": 81}, "--max-epochs 81: of which"),
         ({"configuration": 7, "schedule": "keep"}, "--schedule keep: it is for more epochs than planned"),
     ],
@@ -25,5 +24,6 @@ def test_flags_of_resume_that_make_no_sense_together_are_refused(options, words)
 def test_what_is_reopened_is_what_was_said():
     assert ResumeOptions(study="s").reopening() is None
     assert ResumeOptions(study="s", configuration=7).reopening() == Reopening(configuration=7)
+    assert ResumeOptions(study="s", top=3).reopening() == Reopening(top=3)
     told = ResumeOptions(study="s", top=3, max_epochs=81, schedule="stretch")
     assert told.reopening() == Reopening(top=3, max_epochs=81, schedule="stretch")

@@ -13,8 +13,12 @@ from pipeline.sweep.study import Study
 from pipeline.tracking import runs
 
 
-def extend_best(study: Study, top: int, *, max_epochs: int, schedule: Schedule | None) -> tuple[tuple[int, ...], bool]:
+def reopen_best(
+    study: Study, top: int, *, max_epochs: int | None = None, schedule: Schedule | None = None
+) -> tuple[tuple[int, ...], bool]:
     """Makes the best configurations continue to `max_epochs`; returns them, and whether anything is left to train.
+
+    Without `max_epochs`, the best of those that the search did not train to the full budget are given all of it.
 
     Which they are is recorded in the study before anything is done about it: the same again means the same ones,
     however far they have come meanwhile.
@@ -22,7 +26,8 @@ def extend_best(study: Study, top: int, *, max_epochs: int, schedule: Schedule |
     Raises:
         UsageError: the search is not over, has come to fewer, or one of them cannot be extended.
     """
-    chosen, key = study.attrs.get("chosen", {}), f"top {top} to {max_epochs}"
+    goal = "the end" if max_epochs is None else max_epochs
+    chosen, key = study.attrs.get("chosen", {}), f"top {top} to {goal}"
     numbers = chosen.get(key)
     if study.spec.others:
         raise UsageError(f"--top {top}: study {study.name!r} has several objectives; give --configuration")
@@ -32,9 +37,11 @@ def extend_best(study: Study, top: int, *, max_epochs: int, schedule: Schedule |
                 f"--top {top}: the best of study {study.name!r} are not known before it is done; "
                 f"continue it first, by `resume --study {study.name}`"
             )
-        numbers = [lineage.number for lineage in ranking(study)[:top]]
-        if len(numbers) < top:
-            raise UsageError(f"--top {top}: study {study.name!r} has only {len(numbers)} configurations with a result")
+        able = [one for one in ranking(study) if max_epochs is not None or one.ended != COMPLETE]
+        if len(able) < top:
+            which = "with a result" if max_epochs is not None else "that have not had all epochs; add --max-epochs"
+            raise UsageError(f"--top {top}: study {study.name!r} has only {len(able)} configurations {which}")
+        numbers = [lineage.number for lineage in able[:top]]
     record = partial(study.set_attr, "chosen", {**chosen, key: numbers})
     return tuple(numbers), reopen(study, numbers, max_epochs=max_epochs, schedule=schedule, record=record)
 
@@ -74,6 +81,8 @@ def reopen(
         if lineage.ended is None:
             raise UsageError(f"--configuration {lineage.number}: it is being trained; try again when it pauses")
     if max_epochs is None:
+        if record is not None:
+            record()
         for lineage in new:
             study.add_successor(lineage, until=goal, reopened=True)
         return bool(left)

@@ -4,7 +4,7 @@ import pytest
 from optuna.trial import TrialState
 
 from pipeline.errors import UsageError
-from pipeline.sweep.reopening import extend_best, reopen
+from pipeline.sweep.reopening import reopen, reopen_best
 from pipeline.sweep.schedule import is_over, is_search_over, next_segment
 from tests.sweep.test_schedule import VALUES, finish, run_through
 from tests.sweep.trials import new_study
@@ -19,7 +19,7 @@ def study(tmp_path):
 
 
 def extend(study, top=2, max_epochs=20, schedule=None):
-    return extend_best(study, top, max_epochs=max_epochs, schedule=schedule)
+    return reopen_best(study, top, max_epochs=max_epochs, schedule=schedule)
 
 
 def test_the_best_go_on_to_the_new_budget_and_nobody_else(study):
@@ -79,3 +79,22 @@ def test_what_cannot_be_extended_is_refused_before_anything_is_changed(study, tm
     finish(unfinished, next_segment(unfinished), 0.5)
     with pytest.raises(UsageError, match="are not known before it is done; continue it first, by `resume --study s`"):
         extend(unfinished, top=1)
+
+
+def test_the_best_that_were_paused_get_the_whole_budget(tmp_path):
+    study = new_study(tmp_path, configurations=9)
+    values = dict(enumerate((0.5, 0.1, 0.3, 0.9, 0.2, 0.8, 0.6, 0.4, 0.7)))
+    run_through(study, values)
+    paused = sorted((one for one in study.lineages().values() if one.epochs < 9), key=lambda one: values[one.number])
+    best = tuple(one.number for one in paused[:2])
+    before = {number: study.lineages()[number].progress["checkpoint"] for number in best}
+    with pytest.raises(UsageError, match=f"has only {len(paused)} configurations that have not had all epochs"):
+        reopen_best(study, len(paused) + 1)
+    assert reopen_best(study, 2) == (best, True)
+    for number in sorted(best):
+        found = next_segment(study, only=best)
+        assert (found.number, found.until, found.reopened) == (number, 9, True)
+        assert found.head.user_attrs["start"] == before[number]
+        finish(study, found, values[number])
+    assert next_segment(study, only=best) == "done"
+    assert reopen_best(study, 2) == (best, False)

@@ -8,7 +8,7 @@ from pipeline.errors import UsageError
 from pipeline.sweep.halving import promotion
 from pipeline.sweep.lineage import lineages, ranked
 from pipeline.sweep.objectives import check_objectives, pareto_front
-from pipeline.sweep.reopening import extend_best
+from pipeline.sweep.reopening import reopen_best
 from pipeline.sweep.schedule import next_segment
 from tests.sweep.trials import new_study, segment, spec
 
@@ -74,4 +74,4 @@ def test_the_study_has_a_direction_for_each_and_its_spec_comes_back(tmp_path):
     (stored,) = optuna.load_study(study_name="s", storage=study.url).best_trials
     assert (stored.values, stored.constraints) == ([0.3, 0.8], {"memory": -0.5})
     with pytest.raises(UsageError, match="--top 1: study 's' has several objectives; give --configuration"):
-        extend_best(study, 1, max_epochs=20, schedule=None)
+        reopen_best(study, 1, max_epochs=20, schedule=None)
