@@ -18,6 +18,7 @@ from pipeline.commands import (
     SweepOptions,
     TrainOptions,
     VerifyOptions,
+    WorkerOptions,
 )
 from pipeline.engines import local
 from pipeline.engines.child import configure_logging
@@ -123,8 +124,18 @@ def resume_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Continues a study, or gives configurations of it the whole budget, or more."""
     options: ResumeOptions = _parse("resume", {"": ResumeOptions}, arguments)[""]
     session = Session(options.storage, stop, local.start_forkserver())
-    study, file = session.reopen_study(options.study, accept_change=options.accept_change)
+    study, file = session.reopen_study(options.study, accept_change=options.accept_change, workers=options.workers)
     return summary.report(session.work(study, file, options.how(), reopening=options.reopening()))
+
+
+def worker_command(arguments: Sequence[str], stop: StopRequest) -> int:
+    """Works on a study that was begun on this machine or another."""
+    context = local.start_forkserver()
+    file, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else (None, arguments)
+    options: WorkerOptions = _parse("worker", {"": WorkerOptions}, rest)[""]
+    session = Session(options.storage, stop, context)
+    study, experiment = session.join_study(options.study, file, workers=options.workers)
+    return summary.report(session.work(study, experiment, options.how()))
 
 
 def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> int:
@@ -192,6 +203,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], StopRequest], int]] = {
     "train": train_command,
     "sweep": sweep_command,
     "resume": resume_command,
+    "worker": worker_command,
     "evaluate": evaluate_command,
     "status": status_command,
     "report": report_command,

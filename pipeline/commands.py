@@ -1,7 +1,7 @@
 """What each command can be told: its flags, with their types, defaults and help texts."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from pipeline.checkpoint.pace import Every
 from pipeline.errors import UsageError
 from pipeline.options import REPEATABLE, seconds
 from pipeline.session import How, Reopening
-from pipeline.sweep.lineage import MAX_RETRIES
 from pipeline.sweep.segment import Keeping
 
 
@@ -32,18 +31,19 @@ class WorkOptions(CommonOptions):
     """Options of the commands that train.
 
     Attributes:
-        workers: processes that train at the same time
+        workers: processes that train at the same time; 0 leaves all of it to `worker`, of this machine or others
         timeout: stop resumably after this time, for instance 90s, 30m or 2h
         max_total_epochs: pause when all configurations together have had so many epochs, in this command and before
         checkpoint_every_s: seconds of training between checkpoints inside an epoch; auto: as many as 1% of it allows
         keep_gb: delete checkpoints of the study that are needed least, until it has no more GB than this
         outage_s: how long a store that fails is tried again before training stops, resumably
-        max_retries: how often in a row a configuration may be lost, or raise, without a new checkpoint in between
+        grace_s: how long whoever stops this waits for the checkpoint, less a few seconds; any time by default
+        max_retries: how often in a row a configuration may be lost, or raise, without a new checkpoint in between; by
+            default what the study was told last, else 3
         hang_timeout_s: how long training may stand still until it is killed; by default 10 epochs, at least 60 s
         workers_per_gpu: how many workers share a GPU before the next one gets some
         report_every_s: seconds between two refreshes, at least, of what MLflow shows of the study; 0 for none, and
             PIPELINE_REPORT_EVERY_S, else 10, by default
-        accept_change: continue a study although code or data have changed; recorded
     """
 
     workers: int = 2
@@ -52,22 +52,24 @@ class WorkOptions(CommonOptions):
     checkpoint_every_s: Every = 60.0
     keep_gb: float | None = None
     outage_s: float = 60.0
-    max_retries: int = MAX_RETRIES
+    grace_s: float | None = None
+    max_retries: int | None = None
     hang_timeout_s: float | None = None
     workers_per_gpu: int = 1
     report_every_s: float = field(default_factory=lambda: float(os.environ.get("PIPELINE_REPORT_EVERY_S", "10")))
-    accept_change: bool = False
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UsageError(f"--workers {self.workers}: expected at least 1")
+        if self.workers < 0:
+            raise UsageError(f"--workers {self.workers}: expected at least 0")
         if self.checkpoint_every_s != "auto" and self.checkpoint_every_s <= 0:
             raise UsageError(f"--checkpoint-every-s {self.checkpoint_every_s}: expected more than 0")
         if self.keep_gb is not None and self.keep_gb <= 0:
             raise UsageError(f"--keep-gb {self.keep_gb}: expected more than 0")
         if self.max_total_epochs is not None and self.max_total_epochs < 1:
             raise UsageError(f"--max-total-epochs {self.max_total_epochs}: expected at least 1")
-        if self.max_retries < 0:
+        if self.grace_s is not None and self.grace_s <= 0:
+            raise UsageError(f"--grace-s {self.grace_s}: expected more than 0")
+        if self.max_retries is not None and self.max_retries < 0:
             raise UsageError(f"--max-retries {self.max_retries}: expected at least 0")
         if self.hang_timeout_s is not None and self.hang_timeout_s <= 0:
             raise UsageError(f"--hang-timeout-s {self.hang_timeout_s}: expected more than 0")
@@ -89,6 +91,7 @@ class WorkOptions(CommonOptions):
             hang_timeout_s=self.hang_timeout_s,
             workers_per_gpu=self.workers_per_gpu,
             report_every_s=self.report_every_s,
+            grace_s=self.grace_s,
             keeping=Keeping(
                 checkpoint_every_s=self.checkpoint_every_s,
                 keep_bytes=None if self.keep_gb is None else round(self.keep_gb * 1e9),
@@ -98,7 +101,18 @@ class WorkOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(WorkOptions):
+class OpeningOptions(WorkOptions):
+    """Options of the commands that open a study and train.
+
+    Attributes:
+        accept_change: continue a study although code or data have changed; recorded
+    """
+
+    accept_change: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(OpeningOptions):
     """Options of a sweep.
 
     Attributes:
@@ -133,7 +147,7 @@ class SweepOptions(WorkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(WorkOptions):
+class TrainOptions(OpeningOptions):
     """Options of a training.
 
     Attributes:
@@ -149,7 +163,7 @@ class TrainOptions(WorkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeOptions(WorkOptions):
+class ResumeOptions(OpeningOptions):
     """Options of resuming.
 
     Attributes:
@@ -186,6 +200,38 @@ class ResumeOptions(WorkOptions):
         return Reopening(
             configuration=self.configuration, top=self.top, max_epochs=self.max_epochs, schedule=self.schedule
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions(WorkOptions):
+    """Options of a worker.
+
+    Attributes:
+        study: the study to work on; another command, on any machine, has begun it
+        once: leave after one segment, which ends where configurations are compared
+        forever: do not leave when nothing is left to do, but wait for more
+        workers: processes that train at the same time
+        grace_s: how long whoever stops this waits for the checkpoint, less a few seconds
+        report_every_s: seconds between two refreshes, at least, of what MLflow shows of the study; by default
+            PIPELINE_REPORT_EVERY_S, else none: of many workers, one is enough to show it
+    """
+
+    study: str
+    once: bool = False
+    forever: bool = False
+    workers: int = 1
+    grace_s: float | None = 25.0
+    report_every_s: float = field(default_factory=lambda: float(os.environ.get("PIPELINE_REPORT_EVERY_S", "0")))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 1:
+            raise UsageError(f"--workers {self.workers}: expected at least 1")
+        if self.once and self.forever:
+            raise UsageError("worker: give either --once or --forever")
+
+    def how(self) -> How:
+        return replace(super().how(), until="segment" if self.once else "stopped" if self.forever else "over")
 
 
 @dataclass(frozen=True, kw_only=True)

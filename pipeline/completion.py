@@ -19,6 +19,7 @@ from pipeline.commands import (
     SweepOptions,
     TrainOptions,
     VerifyOptions,
+    WorkerOptions,
 )
 
 SHELLS = ("bash", "zsh")
@@ -28,6 +29,7 @@ OPTIONS: dict[str, type[Any]] = {
     "train": TrainOptions,
     "sweep": SweepOptions,
     "resume": ResumeOptions,
+    "worker": WorkerOptions,
     "evaluate": EvaluateOptions,
     "status": StatusOptions,
     "report": ReportOptions,

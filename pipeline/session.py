@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
+from optuna.trial import TrialState
 
 from pipeline.checkpoint import Checkpoint, Schedule
 from pipeline.databases import sqlite_url
@@ -27,7 +28,7 @@ from pipeline.sweep.budget import left
 from pipeline.sweep.finish import Evaluation, evaluate_best, front, ranking, synchronise
 from pipeline.sweep.lineage import PREEMPTED
 from pipeline.sweep.objectives import check_objectives
-from pipeline.sweep.opening import check_study_name, open_study, reopen_study
+from pipeline.sweep.opening import check_study_name, join_study, open_study, reopen_study
 from pipeline.sweep.patience import Unsaved, patient, patiently
 from pipeline.sweep.pruners import check_pruner
 from pipeline.sweep.reopening import reopen, reopen_best
@@ -39,7 +40,7 @@ from pipeline.sweep.storage import locked, prepare_storage
 from pipeline.sweep.study import Study, study_names
 from pipeline.sweep.verifying import Verdict, verify_run, verify_study
 from pipeline.sweep.warm import snapshot
-from pipeline.sweep.worker import Site
+from pipeline.sweep.worker import Site, Until
 from pipeline.tracking import runs, server
 from pipeline.tracking.tables import Tables
 
@@ -53,11 +54,13 @@ class How:
     workers: int
     timeout_s: float | None
     max_total_epochs: int | None
-    max_retries: int
+    max_retries: int | None
     hang_timeout_s: float | None
     workers_per_gpu: int
     keeping: Keeping
     report_every_s: float = 0.0
+    grace_s: float | None = None
+    until: Until = "over"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ class Result:
     """What a command has come to.
 
     Attributes:
+        how: it was to be done.
         finished: nothing is left to do; else it was stopped and can be resumed.
         trained: whether anything was trained by this command.
         only: those that were to be trained, None when it was the whole study.
@@ -88,6 +92,7 @@ class Result:
     """
 
     study: Study
+    how: How
     finished: bool
     trained: bool
     only: tuple[int, ...] | None
@@ -159,7 +164,7 @@ class Session:
         )
         return self._open(name, file, data, plan, params, 1, accept_change)
 
-    def reopen_study(self, name: str, *, accept_change: bool) -> tuple[Study, ExperimentFile]:
+    def reopen_study(self, name: str, *, accept_change: bool, workers: int = 1) -> tuple[Study, ExperimentFile]:
         """Continues a study from its name alone."""
         study = Study.load(name, self._url)
         site, spec = Site.of(study), study.spec
@@ -168,8 +173,14 @@ class Session:
         file = load_experiment(site.file)
         options = None if file.experiment.data is None else from_params(file.experiment.data, spec.data_options)
         tables = prepare(file, options, site.experiment_id)
-        reopen_study(study, file, tables, data_digest(tables), accept=accept_change)
+        reopen_study(study, file, tables, data_digest(tables), workers=workers, accept=accept_change)
         return study, file
+
+    def join_study(self, name: str, file: str | None, *, workers: int) -> tuple[Study, ExperimentFile]:
+        """A study that was opened before, here or elsewhere; `file` is its experiment on this machine."""
+        study = Study.load(name, self._url)
+        with locked(self._url):  # what is not settled yet is settled by one of those who join
+            return study, join_study(study, file, workers=workers)
 
     def work(
         self,
@@ -186,7 +197,8 @@ class Session:
         """
         evaluation = None
         study = patient(study, how.keeping.outage_s)
-        study.limit_retries(how.max_retries)
+        if how.max_retries is not None:
+            study.limit_retries(how.max_retries)
         shown = ReportJob(
             study=study.name,
             url=self._url,
@@ -196,13 +208,14 @@ class Session:
         )
         with kept_current(shown, self._context, self._stop), self._shown(study, how.keeping.outage_s):
             only, todo = (None, not is_over(study)) if reopening is None else self._reopen(study, file, reopening)
-            finished = not todo or self._train(study, how, only)
+            finished = self._train(study, file, how, only) if todo or how.until == "stopped" else True
             if finished and evaluate and file.experiment.evaluate is not None and len(front(study)) <= 1:
                 evaluation = self.evaluate(study, file, None)
             limit = how.max_total_epochs
             ended = finished and limit is not None and left(study.lineages(), limit) <= 0 and not is_over(study)
         return Result(
             study=study,
+            how=how,
             finished=finished,
             trained=todo,
             only=only,
@@ -265,7 +278,7 @@ class Session:
             only = (wanted.configuration,)
             return only, reopen(study, only, max_epochs=wanted.max_epochs, schedule=wanted.schedule)
 
-    def _train(self, study: Study, how: How, only: tuple[int, ...] | None) -> bool:
+    def _train(self, study: Study, file: ExperimentFile, how: How, only: tuple[int, ...] | None) -> bool:
         assert self._context is not None
         job = Job(
             study=study.name,
@@ -278,9 +291,14 @@ class Session:
             workers_per_gpu=how.workers_per_gpu,
             keeping=how.keeping,
             only=only,
+            file=file.path,
+            until=how.until,
+            grace_s=how.grace_s,
         )
         with self._stop.deferred():
-            return local.run(job, self._context, self._stop)
+            finished = local.run(job, self._context, self._stop)
+        # Who was to do no more than a segment, or to wait for more to do, is not told whether that was the last.
+        return finished or (how.until != "over" and is_over(study))
 
     @contextmanager
     def _shown(self, study: Study, outage_s: float) -> Iterator[None]:
@@ -300,7 +318,7 @@ class Session:
         finally:
             with self._stop.deferred():
                 study.close_dead(PREEMPTED)
-                state = "failed" if failed else _state(study, over=is_over(study))
+                state = _state(study, over=is_over(study), failed=failed)
                 self._show(study, state, outage_s)
 
     def _show(self, study: Study, state: str, outage_s: float) -> None:
@@ -347,10 +365,12 @@ class Session:
             )
 
 
-def _state(study: Study, *, over: bool) -> str:
-    """How a study stands when no command works on it."""
-    if not over:
-        return "interrupted"
+def _state(study: Study, *, over: bool, failed: bool) -> str:
+    """How a study stands when this command does not work on it any more."""
+    if any(lineage.head.state is TrialState.RUNNING for lineage in study.lineages().values()):
+        return "running"  # by another command
+    if failed or not over:
+        return "failed" if failed else "interrupted"
     return "complete" if ranking(study) else "failed"
 
 

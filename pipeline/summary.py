@@ -40,7 +40,7 @@ def report(result: Result) -> int:
     _print_next(study, over=over)
     _print_links(study, result.evaluation)
     if not result.finished:
-        return STOPPED
+        return STOPPED if result.how.workers else DONE
     if result.budget is not None:
         return DONE
     if result.only is not None:
@@ -164,6 +164,10 @@ def proof(found: Proof) -> int:
 
 def _headline(result: Result) -> str:
     study = result.study
+    if not result.finished and not result.how.workers:
+        return f"study {study.name} waits for workers: python -m pipeline worker --study {study.name}"
+    if not result.finished and result.how.until == "segment":
+        return f"study {study.name}: not done yet; run the same command again to continue"
     if not result.finished:
         return f"study {study.name}: stopped; run the same command again to continue"
     if result.budget is not None:

@@ -48,6 +48,11 @@ COMMANDS = {
         summary="Continues a study, or gives configurations of it the whole budget, or more.",
         example="python -m pipeline resume --study digits --configuration 7",
     ),
+    "worker": Usage(
+        summary="Works on a study that was begun on this machine or another, beside its other workers.",
+        takes="[FILE]",
+        example="python -m pipeline worker --study digits --grace-s 60",
+    ),
     "evaluate": Usage(
         summary="Evaluates a study's best configuration on held-out data and registers its model.",
         example="python -m pipeline evaluate --study digits",

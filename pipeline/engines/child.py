@@ -19,13 +19,14 @@ from pipeline.sweep.patience import Patience, Unsaved
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.segment import Keeping
 from pipeline.sweep.study import Study
-from pipeline.sweep.worker import work
+from pipeline.sweep.worker import Until, work
 from pipeline.tracking.server import connect
 
 log = logging.getLogger("pipeline")
 # Exit codes: nothing is left to do; it cannot go on; what it trains cannot be saved; a fresh process has to go on; it
-# was stopped. 1 is Python's own, for an exception that nobody has foreseen: that worker has died.
-DONE, GIVEN_UP, UNSAVED, SPENT, STOPPED = 0, 3, 4, 5, 75
+# was to do no more than it has done; it was stopped. 1 is Python's own, for an exception that nobody has foreseen:
+# that worker has died.
+DONE, GIVEN_UP, UNSAVED, SPENT, LEFT, STOPPED = 0, 3, 4, 5, 6, 75
 DUMP_SIGNAL = signal.SIGRTMAX - 1  # what makes a worker write its stacks; the lower ones are users' and schedulers'
 LOOK_S = 1.0
 
@@ -44,6 +45,9 @@ class Job:
         workers_per_gpu: how many workers share a device before the next one gets some.
         only: the configurations to work on; None for all.
         max_total_epochs: what all configurations together may have trained; None for any number.
+        file: the experiment on this machine; None where the study says.
+        until: how long they work, unless they are stopped.
+        grace_s: how long a worker that is stopped may take for its checkpoint; None for as long as it takes.
     """
 
     study: str
@@ -56,6 +60,9 @@ class Job:
     workers_per_gpu: int = 1
     only: Collection[int] | None = None
     max_total_epochs: int | None = None
+    file: Path | None = None
+    until: Until = "over"
+    grace_s: float | None = None
 
 
 def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, supervisor: int, log_level: int) -> None:
@@ -78,7 +85,14 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, su
         study = _open(job, stop)
         study.supervisor = supervisor
         ended = work(
-            study, stop, pulse=pulse, keeping=job.keeping, only=job.only, max_total_epochs=job.max_total_epochs
+            study,
+            stop,
+            pulse=pulse,
+            keeping=job.keeping,
+            only=job.only,
+            max_total_epochs=job.max_total_epochs,
+            here=job.file,
+            until=job.until,
         )
     except ThawError as error:
         log.error("%s", error)
@@ -89,7 +103,7 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, su
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for child in multiprocessing.active_children():
             child.kill()
-    sys.exit({"done": DONE, "stopped": STOPPED, "spent": SPENT}[ended])
+    sys.exit({"done": DONE, "stopped": STOPPED, "spent": SPENT, "left": LEFT}[ended])
 
 
 def _open(job: Job, stop: StopRequest) -> Study:

@@ -23,7 +23,7 @@ import psutil
 
 from pipeline import signals
 from pipeline.checkpoint.environment import visible_devices
-from pipeline.engines.child import DONE, DUMP_SIGNAL, GIVEN_UP, SPENT, STOPPED, UNSAVED, Job, work_as_process
+from pipeline.engines.child import DONE, DUMP_SIGNAL, GIVEN_UP, LEFT, SPENT, STOPPED, UNSAVED, Job, work_as_process
 from pipeline.errors import ThawError
 from pipeline.signals import StopRequest
 from pipeline.sweep.failures import OomKills, end_hung
@@ -113,6 +113,7 @@ class _Supervisor:
         self._devices = visible_devices()
         self._started = count()
         self._stopping = False
+        self._grace_ends_s: float | None = None
         self._unclosed: str | None = None  # why a worker has ended that the study could not be told of
         self._idle_deaths = 0
         self.done = False
@@ -122,7 +123,7 @@ class _Supervisor:
         """Waits for something to happen to a worker, for at most a tick, and does what has to be done about it."""
         if self._stop.reason is not None:
             self.stop()
-        if self._stop.at_once:
+        if self._stop.at_once or self._is_grace_over():
             for worker in self.workers:
                 _kill(worker.process)
         multiprocessing.connection.wait([worker.process.sentinel for worker in self.workers], TICK_S)
@@ -142,8 +143,21 @@ class _Supervisor:
         """Asks every worker to take its checkpoint and leave; once."""
         if not self._stopping:
             self._stopping = True
+            if self._job.grace_s is not None:
+                self._grace_ends_s = time.monotonic() + self._job.grace_s
             for worker in self.workers:
                 worker.process.terminate()
+
+    def _is_grace_over(self) -> bool:
+        """Whether who stops this process may not wait any longer: it still has to end the trials."""
+        if self._grace_ends_s is None or time.monotonic() < self._grace_ends_s:
+            return False
+        log.warning(
+            "--grace-s %g: no checkpoint was saved within that time; whoever goes on starts from the one before",
+            self._job.grace_s,
+        )
+        self._grace_ends_s = None
+        return True
 
     def _start(self, slot: int) -> _Worker:
         pulse = Pulse(self._context, self._job.hang_timeout_s)
@@ -166,6 +180,8 @@ class _Supervisor:
         process = worker.process
         if process.exitcode == DONE:
             self.done = True
+            return
+        if process.exitcode == LEFT:
             return
         if process.exitcode == GIVEN_UP:
             if self._stopping:

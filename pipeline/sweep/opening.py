@@ -5,14 +5,15 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.experiment import ExperimentFile, flatten
+from pipeline.experiment import ExperimentFile, flatten, load_experiment
 from pipeline.sweep.spec import StudySpec, refuse_change
 from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Site
-from pipeline.tracking import runs
+from pipeline.tracking import runs, server
 from pipeline.tracking.tables import Tables
 
 
@@ -46,7 +47,7 @@ def open_study(
 
 
 def reopen_study(
-    study: Study, file: ExperimentFile, tables: Tables | None, digest: str | None, *, accept: bool
+    study: Study, file: ExperimentFile, tables: Tables | None, digest: str | None, *, workers: int, accept: bool
 ) -> None:
     """Continues a study from its stored spec; only code and data can have changed.
 
@@ -59,7 +60,46 @@ def reopen_study(
     if differences:
         study.accept(differences)
     site = Site.of(study)
-    _settle(study, file, tables, site.experiment_id, 1)
+    _settle(study, file, tables, site.experiment_id, workers)
+
+
+def join_study(study: Study, given: str | None, *, workers: int) -> ExperimentFile:
+    """The experiment of a study that was opened before, on this machine or another; all else is taken as it is.
+
+    Raises:
+        UsageError: the file, or the study's MLflow run, is not to be found from here, or the file is another version.
+    """
+    site = Site.of(study)
+    try:
+        runs.check_exists(site.run_id)
+    except UsageError as error:
+        where = server.shown(server.uri())
+        raise UsageError(
+            f"study {study.name!r}: its MLflow run {site.run_id} is not in {where}; set MLFLOW_TRACKING_URI to where "
+            "it is"
+        ) from error
+    file = load_experiment(given or _found_here(study.name, site.file))
+    if file.code_digest != study.spec.code:
+        raise UsageError(
+            f"{file.path} is not what study {study.name!r} was opened with; bring it to that version here, or accept "
+            f"this one for all: resume --study {study.name} --accept-change true"
+        )
+    if not site.threads:
+        study.set_attr("site", replace(site, threads=_threads(workers)).to_json())
+    return file
+
+
+def _found_here(study: str, stored: str) -> Path:
+    """Where the file was or, on another machine, in the working directory by as much of that path as there is."""
+    parts = Path(stored).parts[1:]
+    places = [Path(stored), *(Path(*parts[first:]) for first in range(len(parts)))]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UsageError(
+            f"study {study!r} needs its experiment {stored}, which is not on this machine; run this in the folder that "
+            f"has it, or give its path: worker FILE --study {study}"
+        )
+    return found
 
 
 def _settle(study: Study, file: ExperimentFile, tables: Tables | None, experiment_id: str, workers: int) -> None:
@@ -80,10 +120,10 @@ def _settle(study: Study, file: ExperimentFile, tables: Tables | None, experimen
             source=None if project_run else str(file.path),  # a project run has its own
             adopt=project_run,
         )
-        threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        threads = _threads(workers)
     else:
         site = Site(**stored)
-        experiment_id, run_id, threads = site.experiment_id, site.run_id, site.threads
+        experiment_id, run_id, threads = site.experiment_id, site.run_id, site.threads or _threads(workers)
     if project_run not in (None, run_id):
         # This `mlflow run` only continues the study: its own run says where to look.
         tags = {"kind": "command", "study": study.name, "study_run": run_id}
@@ -97,6 +137,11 @@ def _settle(study: Study, file: ExperimentFile, tables: Tables | None, experimen
         threads=threads,
     )
     study.set_attr("site", site.to_json())
+
+
+def _threads(workers: int) -> int:
+    """Torch's threads of each of so many workers on this machine; 0 without, as they may be on another."""
+    return max(1, len(os.sched_getaffinity(0)) // workers) if workers else 0
 
 
 def _shown(spec: StudySpec) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ import logging
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from optuna.trial import TrialState
@@ -50,6 +51,9 @@ from pipeline.tracking.tables import Tables
 log = logging.getLogger("pipeline")
 T = TypeVar("T")
 IDLE_S = 0.3  # between two looks at a study whose work others hold
+OVER_S = 5.0  # and at one that is over, and may be given more to do
+# How long a worker works: until the study is over, for one segment, or until it is stopped.
+Until = Literal["over", "segment", "stopped"]
 
 # Why a segment ended -> the state its trial gets, and how its MLflow run stands then.
 ENDINGS = {
@@ -74,7 +78,7 @@ class Site:
         experiment_id: MLflow experiment.
         run_id: MLflow run of the study.
         tables_run_id, tables: the run of the prepared tables and their digests; None without `prepare`.
-        threads: torch's threads in each worker; the same for as long as the study lives.
+        threads: torch's threads in each worker; the same for as long as the study lives. 0 until the first worker.
     """
 
     file: str
@@ -108,8 +112,13 @@ def work(
     keeping: Keeping,
     only: Collection[int] | None = None,
     max_total_epochs: int | None = None,
-) -> Literal["done", "stopped", "spent"]:
+    here: Path | None = None,
+    until: Until = "over",
+) -> Literal["done", "stopped", "spent", "left"]:
     """Works until nothing is left, the budget is spent, `stop` is asked for, or a fresh process has to go on.
+
+    `here` is the experiment file on this machine, if that is not the one where the study was opened. For one segment
+    only, it says "left" after that, and at once while others hold all there is to do.
 
     Raises:
         UsageError: the experiment file is gone, or was edited since the study was opened.
@@ -118,18 +127,20 @@ def work(
     """
     behind, study = study, patient(study, keeping.outage_s)
     site, spec = Site.of(study), study.spec
-    file = load_experiment(site.file)
+    file = load_experiment(here or site.file)
     if file.code_digest != spec.code:
-        raise UsageError(f"{site.file} was changed while study {study.name!r} runs; stop it and resume")
+        raise UsageError(f"{file.path} was changed while study {study.name!r} runs; stop it and resume")
     data = site.data
     use_threads(site.threads)  # a sampler may compute with torch as well
     warm = others(study, file)
     while stop.reason is None:
         found = next_segment(study, only=only, max_total_epochs=max_total_epochs)
-        if found == "done":
+        if found == "done" and until != "stopped":
             return "done"
-        if found == "wait":
-            stop.wait(IDLE_S)
+        if found == "wait" and until == "segment":
+            return "left"
+        if isinstance(found, str):
+            stop.wait(IDLE_S if found == "wait" else OVER_S)
             continue
         ended = None
         try:
@@ -141,6 +152,8 @@ def work(
                 shrink(study, keeping.keep_bytes)
             except Exception as error:  # noqa: BLE001  stores raise what they like; it is tried again after the next
                 log.warning("--keep-gb: old checkpoints cannot be deleted: %s", error)
+        if ended is not None and until == "segment":
+            return "left"
         if ended == OUT_OF_MEMORY:
             return "spent"  # what this process still holds is not known
     return "stopped"

@@ -72,7 +72,7 @@ def test_no_command_shows_the_usage(workplace):
         (("sweep", LINEAR, "--configuratons", "3"), "--configuratons"),
         (("sweep", LINEAR, "--configurations", "many"), "--configurations"),
         (("sweep", LINEAR, "--configurations", "0"), "--configurations 0"),
-        (("sweep", LINEAR, "--workers", "0"), "--workers 0"),
+        (("sweep", LINEAR, "--workers", "-1"), "--workers -1"),
         (("sweep", LINEAR, "--workers", "two"), "--workers"),
         (("sweep", LINEAR, "--max-epochs", "-1"), "--max-epochs -1"),
         (("sweep", LINEAR, "--eta", "1"), "--eta 1"),
