@@ -204,7 +204,8 @@ def _print_best(study: Study, *, over: bool) -> None:
         )
         for lineage in shown[: max(SHOWN, len(unbeaten))]
     ]
-    _print_table(("configuration", "state", "epochs", *(f"best {name}" for name in spec.objectives), ""), rows)
+    if rows:
+        _print_table(("configuration", "state", "epochs", *(f"best {name}" for name in spec.objectives), ""), rows)
     if len(unbeaten) > 1:
         print(f"the first {len(unbeaten)} are each better than all others in something")
 

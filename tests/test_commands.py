@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import UsageError
-from pipeline.commands import ResumeOptions
+from pipeline.commands import ResumeOptions, WorkerOptions
 from pipeline.session import Reopening
 
 
@@ -27,3 +27,22 @@ def test_what_is_reopened_is_what_was_said():
     assert ResumeOptions(study="s", top=3).reopening() == Reopening(top=3)
     told = ResumeOptions(study="s", top=3, max_epochs=81, schedule="stretch")
     assert told.reopening() == Reopening(top=3, max_epochs=81, schedule="stretch")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"once": True, "forever": True}, "give either --once or --forever"),
+        ({"workers": 0}, "--workers 0: expected at least 1"),
+        ({"grace_s": 0.0}, "--grace-s 0.0: expected more than 0"),
+    ],
+)
+def test_flags_of_worker_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(UsageError, match=words):
+        WorkerOptions(study="s", **options)
+
+
+def test_how_long_a_worker_works_is_what_was_said():
+    assert WorkerOptions(study="s").how().until == "over"
+    assert WorkerOptions(study="s", once=True).how().until == "segment"
+    assert WorkerOptions(study="s", forever=True).how().until == "stopped"
