@@ -64,6 +64,18 @@ class PostgresServer:
         subprocess.run([self._bin / "createdb", *where, name], check=True, env=environment)
         return self.url(name)
 
+    def dump(self, url: str) -> str:
+        """All that a database of this server holds, as text."""
+        command = [self._bin / "pg_dump", "--host=127.0.0.1", f"--port={self.port}", f"--username={USER}"]
+        environment = {**os.environ, "PGPASSWORD": PASSWORD}
+        name = url.rpartition("/")[2]
+        return subprocess.run([*command, name], check=True, env=environment, capture_output=True, text=True).stdout
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        return (self._folder / "log").read_text()
+
     def url(self, database: str, password: str = QUOTED) -> str:
         return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{database}"
 
