@@ -6,8 +6,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import summary, usage
+from pipeline import checking, summary, usage
 from pipeline.commands import (
+    CheckOptions,
     CommonOptions,
     EvaluateOptions,
     InspectOptions,
@@ -131,7 +132,7 @@ def resume_command(arguments: Sequence[str], stop: StopRequest) -> int:
 def worker_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Works on a study that was begun on this machine or another."""
     context = local.start_forkserver()
-    file, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else (None, arguments)
+    file, rest = _maybe_file(arguments)
     options: WorkerOptions = _parse("worker", {"": WorkerOptions}, rest)[""]
     session = Session(options.storage, stop, context)
     study, experiment = session.join_study(options.study, file, workers=options.workers)
@@ -174,6 +175,13 @@ def inspect_command(arguments: Sequence[str], stop: StopRequest) -> int:
     return summary.tree(Session(options.storage, stop, None).checkpoint(arguments[0], options.which))
 
 
+def check_command(arguments: Sequence[str], _: StopRequest) -> int:
+    """Tells before a long sweep whether this machine can do it."""
+    file, rest = _maybe_file(arguments)
+    options: CheckOptions = _parse("check", {"": CheckOptions}, rest)[""]
+    return summary.checks(checking.check(options.storage, file=file, study=options.study))
+
+
 def prove_command(arguments: Sequence[str], _: StopRequest) -> int:
     """Kills and resumes FILE's training, and compares it with an undisturbed one, bit for bit."""
     from pipeline.proving.prove import prove
@@ -209,6 +217,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], StopRequest], int]] = {
     "report": report_command,
     "verify": verify_command,
     "inspect": inspect_command,
+    "check": check_command,
     "prove": prove_command,
 }
 
@@ -223,6 +232,13 @@ def _file(
         return load_experiment(default), arguments
     _maybe_help(command, arguments, options)
     raise UsageError(f"{command}: which experiment? give its file first, for instance experiments/digits.py")
+
+
+def _maybe_file(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The first argument, if it is no flag, and the arguments after it."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    return None, arguments
 
 
 def _maybe_help(command: str, arguments: Sequence[str], options: type[Any]) -> None:

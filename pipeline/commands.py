@@ -289,6 +289,17 @@ class VerifyOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckOptions(CommonOptions):
+    """Options of a check.
+
+    Attributes:
+        study: a study that this machine is to work on
+    """
+
+    study: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProveOptions:
     """Options of a proof.
 

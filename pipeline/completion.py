@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import usage
 from pipeline.commands import (
+    CheckOptions,
     CommonOptions,
     EvaluateOptions,
     InspectOptions,
@@ -35,6 +36,7 @@ OPTIONS: dict[str, type[Any]] = {
     "report": ReportOptions,
     "verify": VerifyOptions,
     "inspect": InspectOptions,
+    "check": CheckOptions,
     "prove": ProveOptions,
 }
 # zsh runs the same function, by the emulation of bash's completion that comes with it.

@@ -108,7 +108,7 @@ class Session:
         self._context = context
         self._told = storage
         self._experiment_id = server.connect()
-        self._url = storage or os.environ.get("PIPELINE_STORAGE") or _default_storage()
+        self._url = storage_url(storage)
 
     def prepare(self, file: ExperimentFile, data: Any) -> Tables | None:
         """The experiment's tables, prepared now or before."""
@@ -374,10 +374,10 @@ def _state(study: Study, *, over: bool, failed: bool) -> str:
     return "complete" if ranking(study) else "failed"
 
 
-def _default_storage() -> str:
-    """optuna.db beside mlflow.db; in the working directory if tracking is elsewhere."""
+def storage_url(told: str | None) -> str:
+    """The study database: as told, else optuna.db beside mlflow.db, or in the working directory."""
     folder = server.folder() or Path()
-    return sqlite_url(folder / "optuna.db")
+    return told or os.environ.get("PIPELINE_STORAGE") or sqlite_url(folder / "optuna.db")
 
 
 def _changed(data: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What a command prints when it is done: what came of it, how to go on, where to look."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from pipeline.checking import Finding
 from pipeline.checkpoint import Checkpoint
 from pipeline.proving.plan import describe
 from pipeline.proving.prove import Proof
@@ -136,6 +137,15 @@ def tree(checkpoint: Checkpoint) -> int:
         print(f"{'  ' * len(parents)}{leaf}  {tensor.dtype} {shape}  {tensor.size_bytes:,} bytes")
     print(f"{len(manifest.tensors)} tensors, {manifest.size_bytes:,} bytes")
     return DONE
+
+
+def checks(found: Iterable[Finding]) -> int:
+    """Prints a line for each thing that was tried, as soon as it was; 1 if one of them is not as it has to be."""
+    problems = 0
+    for one in found:
+        print(f"{'fails' if one.is_problem else 'ok':<6}{one.what:<16}{one.says}", flush=True)
+        problems += one.is_problem
+    return FAILED if problems else DONE
 
 
 def proof(found: Proof) -> int:

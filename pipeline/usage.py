@@ -74,6 +74,11 @@ COMMANDS = {
         takes="RUN",
         example="python -m pipeline inspect 4f0c2a9be1d84c6c9a7b3f5d2e8a1c60 --which best",
     ),
+    "check": Usage(
+        summary="Tells before a long sweep whether this machine can do it; leaves nothing behind.",
+        takes="[FILE]",
+        example="python -m pipeline check --study digits",
+    ),
     "prove": Usage(
         summary="Kills and resumes FILE's training, and compares it with an undisturbed one, bit for bit.",
         takes="FILE",

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (  # the highest first; a part imports its own layer and those below
     ("cli", "front", "__main__"),
     ("completion", "summary", "commands", "results"),
+    ("checking",),
     ("session", "planning", "proving"),
     ("engines",),
     ("report",),

@@ -72,6 +72,16 @@ def stored_bytes(study: Study) -> dict[int, int]:
     return {lineage.number: sum(store.sizes().values()) for lineage, store in _stores(study.lineages())}
 
 
+def expected_bytes(study: Study) -> tuple[int, int]:
+    """The largest checkpoint, and what those to come may take: what the largest configuration does for each, less
+    what is there. None yet: 0.
+    """
+    sizes = [store.sizes().values() for _, store in _stores(study.lineages())]
+    largest = max((max(one, default=0) for one in sizes), default=0)
+    totals = [sum(one) for one in sizes]
+    return largest, max(totals, default=0) * study.spec.configurations - sum(totals)
+
+
 def _stores(lineages: Mapping[int, Lineage]) -> list[tuple[Lineage, Store]]:
     return [(one, MlflowStore(one.run_id)) for one in lineages.values() if one.run_id is not None]
 

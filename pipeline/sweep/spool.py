@@ -14,8 +14,7 @@ class Spool:
     """Those of one configuration, by the id of its MLflow run: in PIPELINE_SPOOL, or in the user's cache folder."""
 
     def __init__(self, run_id: str) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._folder = Path(os.environ.get("PIPELINE_SPOOL") or cache / "thaw" / "spool") / run_id
+        self._folder = spool_folder() / run_id
         self._here = FolderStore(self._folder)
 
     def names(self) -> list[str]:
@@ -47,6 +46,12 @@ class Spool:
         names = self.names()
         if names:
             self._here.keep_only([name for name in names if not gone(name)], 10**12)
+
+
+def spool_folder() -> Path:
+    """Where those of all configurations are."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("PIPELINE_SPOOL") or cache / "thaw" / "spool")
 
 
 def _sync(file: Path) -> None:

@@ -77,7 +77,7 @@ def locked(url: str) -> Iterator[None]:
         with FileLock(f"{file}.lock"):
             yield
         return
-    if not _is_postgresql(url):
+    if not is_postgresql(url):
         yield
         return
     engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", connect_args=_connect_arguments(url))
@@ -91,7 +91,7 @@ def locked(url: str) -> Iterator[None]:
         engine.dispose()
 
 
-def _is_postgresql(url: str) -> bool:
+def is_postgresql(url: str) -> bool:
     return make_url(url).get_backend_name() == "postgresql"
 
 
@@ -99,7 +99,7 @@ def _connect_arguments(url: str) -> dict[str, Any]:
     if sqlite_file(url) is not None:
         # Autocommit, so that SQLAlchemy's "begin" is the only one and can say IMMEDIATE.
         return {"isolation_level": None, "timeout": 60}
-    if not _is_postgresql(url):
+    if not is_postgresql(url):
         return {}
     options = {
         "timezone": "UTC",  # Optuna compares heartbeats without a zone: all must be in the same one, whatever a host's

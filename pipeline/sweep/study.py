@@ -105,6 +105,10 @@ class Study:
             study.accept(differences)
         return study
 
+    def close(self) -> None:
+        """Closes its connections."""
+        self._heartbeats.engine.dispose()
+
     def through(self, wrap: Callable[[Any], Any]) -> "Study":
         """The same study, whose storage is what `wrap` makes of it."""
         other = copy.copy(self)

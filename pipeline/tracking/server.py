@@ -3,8 +3,10 @@
 import logging
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import requests
@@ -29,6 +31,52 @@ def connect(to: str | None = None) -> str:
     Raises:
         ThawError: the tracking server does not answer, or its store refuses.
     """
+    if to is not None:
+        mlflow.set_tracking_uri(to)
+    file = sqlite_file(uri())
+    with _reaching():
+        if file is None:
+            return _experiment_id()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):  # two processes that migrate a fresh database at once crash
+            if not file.exists():
+                _create(file)
+            experiment_id = _experiment_id()
+            with sqlite3.connect(file) as database:
+                database.execute("PRAGMA journal_mode=WAL")  # stays; readers no longer block writers
+            return experiment_id
+
+
+def existing_experiment() -> str | None:
+    """The id of the experiment that `connect` would log to, if it is there by now. Raises: ThawError, as `connect`."""
+    with _reaching():
+        given = os.environ.get("MLFLOW_EXPERIMENT_ID")
+        found = MlflowClient().get_experiment(given) if given else MlflowClient().get_experiment_by_name(_name())
+        return None if found is None else str(found.experiment_id)
+
+
+def artifact_folder() -> Path | None:
+    """Where the artifacts of that experiment are, if that is a folder of this machine."""
+    experiment_id = existing_experiment()
+    if experiment_id is None:
+        return None
+    uri = urlsplit(MlflowClient().get_experiment(experiment_id).artifact_location)
+    return Path(unquote(uri.path)) if uri.scheme in ("", "file") else None
+
+
+def wants_login() -> bool:
+    """Whether the server lets nobody in who does not say who he is."""
+    _check_answer(uri())
+    with requests.Session() as nobody:
+        nobody.trust_env = False  # a .netrc would say it
+        address = f"{shown(uri()).rstrip('/')}/api/2.0/mlflow/experiments/search"
+        answer = nobody.post(address, json={"max_results": 1}, timeout=ANSWER_TIMEOUT_S)
+        return answer.status_code == requests.codes.unauthorized
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Raises ThawError, on one line, for what goes wrong where tracking is reached for the first time."""
     # Not where a person reads lines: bars of downloads that take milliseconds.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Retries would draw from python's own random state, which is the training's.
@@ -39,25 +87,19 @@ def connect(to: str | None = None) -> str:
     # Alembic and MLflow log every migration of a fresh database as if it were news.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if to is not None:
-        mlflow.set_tracking_uri(to)
     at = uri()
-    file = sqlite_file(at)
     try:
-        if file is None:
-            _check_answer(at)
-            return _experiment_id()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):  # two processes that migrate a fresh database at once crash
-            if not file.exists():
-                _create(file)
-            experiment_id = _experiment_id()
-            with sqlite3.connect(file) as database:
-                database.execute("PRAGMA journal_mode=WAL")  # stays; readers no longer block writers
-            return experiment_id
+        _check_answer(at)
+        yield
     except (MlflowException, OSError, sqlite3.Error, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ThawError(f"tracking server {shown(at)}: {reason}; set MLFLOW_TRACKING_URI") from error
+        is_refused = isinstance(error, MlflowException) and _status(error) == requests.codes.unauthorized
+        remedy = "_USERNAME and MLFLOW_TRACKING_PASSWORD" if is_refused else "_URI"
+        raise ThawError(f"tracking server {shown(at)}: {reason}; set MLFLOW_TRACKING{remedy}") from error
+
+
+def _status(error: MlflowException) -> int:
+    return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
 
 
 def refusal(error: Exception) -> str | None:
@@ -76,8 +118,8 @@ def is_away(error: Exception) -> bool:
     """Whether it says of MLflow's server that it did not answer, or not now: no fault of who called."""
     if not isinstance(error, MlflowException):
         return False
-    reason, status = error.__cause__ or error.__context__, error.get_http_status_code()  # type: ignore[no-untyped-call]
-    return isinstance(reason, requests.RequestException) or status in AWAY
+    reason = error.__cause__ or error.__context__
+    return isinstance(reason, requests.RequestException) or _status(error) in AWAY
 
 
 def folder() -> Path | None:
@@ -127,6 +169,9 @@ def _experiment_id() -> str:
     if given is not None:
         return given
     client = MlflowClient()
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    found = client.get_experiment_by_name(name)
-    return found.experiment_id if found is not None else client.create_experiment(name)
+    found = client.get_experiment_by_name(_name())
+    return found.experiment_id if found is not None else client.create_experiment(_name())
+
+
+def _name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)

@@ -74,7 +74,7 @@ def test_a_server_that_refuses_is_an_error_of_one_line(uri, monkeypatch):
         thread.start()
         try:
             uri(f"http://127.0.0.1:{refusing.server_port}")
-            with pytest.raises(ThawError, match="set MLFLOW_TRACKING_URI") as raised:
+            with pytest.raises(ThawError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as raised:
                 server.connect()
         finally:
             refusing.shutdown()
