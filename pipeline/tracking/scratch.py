@@ -62,7 +62,7 @@ def passing_run(artifacts: Path | None = None) -> Iterator[tuple[str, str]]:
     try:
         yield run.info.run_id, run.info.artifact_uri
         repository.delete_artifacts("checkpoints")
-    except Exception:
+    except BaseException:
         with suppress(Exception):  # what has failed may fail again, and says why
             repository.delete_artifacts("checkpoints")
         raise
