@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
@@ -15,7 +16,8 @@ from tests.tracking_server import TrackingServer
 
 USER, LOGIN = "somebody", "planted-tracking-secret"
 KEY = "planted-bucket-secret"
-PLANTED = (PASSWORD, QUOTED, LOGIN, KEY, "planted-wrong-secret")
+STRANGE = "planted-strange-secret"
+PLANTED = (PASSWORD, QUOTED, LOGIN, KEY, STRANGE)
 
 
 class Bucket:
@@ -66,66 +68,89 @@ def bucket(monkeypatch) -> Iterator[Bucket]:
     bucket.close()
 
 
-def command_lines(command: Command) -> dict[int, bytes]:
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """The three, and the databases of PostgreSQL that the other two parts use.
+
+    Attributes:
+        study, tracking: the URLs of the study's database and of the MLflow server's own.
+    """
+
+    postgres: PostgresServer
+    bucket: Bucket
+    mlflow: TrackingServer
+    study: str
+    tracking: str
+
+
+@pytest.fixture
+def services(postgres: PostgresServer, bucket: Bucket) -> Iterator[Services]:
+    study, tracking = postgres.database(), postgres.database()
+    mlflow = TrackingServer(store=tracking, artifacts=bucket.url, login=(USER, LOGIN), environment=bucket.environment)
+    yield Services(postgres=postgres, bucket=bucket, mlflow=mlflow, study=study, tracking=tracking)
+    mlflow.close()
+    postgres.ensure_running()
+
+
+@pytest.fixture
+def place(tmp_path: Path, services: Services) -> Iterator[Workplace]:
+    told = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    place = Workplace(tmp_path / "work", tracking_uri=services.mlflow.uri, storage_url=services.study, environment=told)
+    yield place
+    place.close()
+
+
+def command_lines(command: Command) -> bytes:
     """Of all processes of a command."""
-    return {one.pid: Path(f"/proc/{one.pid}/cmdline").read_bytes() for one in command.members()}
+    return b"\n".join(Path(f"/proc/{one.pid}/cmdline").read_bytes() for one in command.members())
 
 
 def test_a_study_over_postgresql_a_server_with_passwords_and_s3_is_killed_and_resumed_and_tells_no_secret(
-    tmp_path: Path, postgres: PostgresServer, bucket: Bucket
+    place: Workplace, services: Services
 ):
-    store, study = postgres.database(), postgres.database()
-    server = TrackingServer(store=store, artifacts=bucket.url, login=(USER, LOGIN), environment=bucket.environment)
-    told = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-    place = Workplace(tmp_path / "work", tracking_uri=server.uri, storage_url=study, environment=told)
     sweep = Sweep.of(place, "--configurations", "2")
-    outputs, lines = [], {}
-
-    # Its pages and pictures, too: they name the commands that go on from there.
-    command = place.start(*sweep.arguments, environment={**sweep.environment("2 3"), "PIPELINE_REPORT_EVERY_S": "1"})
+    shown = {"PIPELINE_REPORT_EVERY_S": "1"}  # pages and report as well: they name the commands that go on from there
+    command = place.start(*sweep.arguments, environment={**sweep.environment("2 3"), **shown})
     sweep.progress.wait_for_end_of(" 2 3", command)
-    lines |= command_lines(command)
+    lines = command_lines(command)
     command.kill()
-    outputs.append(command.output)
-    outputs.append(place.run(*sweep.arguments, environment={**sweep.environment(), "PIPELINE_REPORT_EVERY_S": "1"}))
+    outputs = [command.output, place.run(*sweep.arguments, environment={**sweep.environment(), **shown})]
     assert_sound(sweep, configurations=2)
-    outputs.append(place.run("verify", "--study", "quick"))
-    assert "0 of them do not verify" in outputs[-1]
+
+    before = set(services.bucket.contents())
+    outputs.append(place.run("check", "--study", "quick"))
+    assert "the tracking server asks for one; set: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD" in outputs[-1]
+    assert f"{services.bucket.url}/1: 16.8 MB written at " in outputs[-1]
+    assert set(services.bucket.contents()) == before
+    assert [run.data.tags["kind"] for run in place.runs()].count("configuration") == 2
 
     poisoned = ("train", QUICK, "--config.poison", "0", "--traceback", "true", "--max-retries", "0")
     outputs.append(place.run(*poisoned, environment=sweep.environment(), code=1))
-    stranger = {"MLFLOW_TRACKING_PASSWORD": "planted-wrong-secret"}
+    stranger = {"MLFLOW_TRACKING_PASSWORD": STRANGE, "AWS_SECRET_ACCESS_KEY": STRANGE}
     outputs.append(place.run("status", "--traceback", "true", environment=stranger, code=1))
-    assert "not authenticated" in outputs[-1]
-    server.stop()
-    postgres.stop()
-    outputs.append(place.run("status", "--traceback", "true", code=1))
-    outputs.append(place.run("status", "--traceback", "true", environment={"MLFLOW_TRACKING_URI": ""}, code=2))
-    postgres.start()
+    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in outputs[-1]
+    services.mlflow.stop()
+    services.postgres.stop()
+    outputs.append(place.run("check", "--study", "quick", code=1))
+    services.postgres.start()
 
-    objects = bucket.contents()
-    assert {Path(name).name for name in objects} >= {
-        "manifest.json",
-        "state.safetensors",
-        "report.html",
-        "traceback.txt",
-    }
-    files = [file for file in place.folder.rglob("*") if file.is_file()]
+    objects = services.bucket.contents()
+    wanted = {"manifest.json", "state.safetensors", "report.html", "traceback.txt"}
+    assert wanted <= {Path(name).name for name in objects}
     everywhere = {
         "output": "\n".join(outputs).encode(),
-        "command lines": b"\n".join(lines.values()),
-        "study": postgres.dump(study).encode(),
-        "tracking": postgres.dump(store).encode(),
-        "PostgreSQL's log": postgres.log.encode(),
-        "MLflow's log": server.log.encode(),
+        "command lines": lines,
+        "study": services.postgres.dump(services.study).encode(),
+        "tracking": services.postgres.dump(services.tracking).encode(),
+        "PostgreSQL's log": services.postgres.log.encode(),
+        "MLflow's log": services.mlflow.log.encode(),
         **objects,
-        **{str(file): file.read_bytes() for file in files},
+        **{str(file): file.read_bytes() for file in place.folder.rglob("*") if file.is_file()},
     }
-    assert b"pipeline" in everywhere["command lines"]
-    assert b"poisoned" in everywhere["output"]
+    assert b"forkserver" in lines
+    assert b"ValueError: poisoned" in everywhere["output"]
     assert b"claimant" in everywhere["study"]
     assert b"python -m pipeline" in everywhere["tracking"]
-    found = [(where, secret) for where, text in everywhere.items() for secret in PLANTED if secret.encode() in text]
-    assert not found
-    place.close()
-    server.close()
+    assert [
+        (where, secret) for where, text in everywhere.items() for secret in PLANTED if secret.encode() in text
+    ] == []
