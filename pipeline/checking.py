@@ -132,9 +132,10 @@ def _clock(url: str) -> str:
     ahead_s = trying.ahead_s(url)
     if ahead_s is None:
         return "the database has this machine's own"
+    says = f"{abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} the database's"
     if abs(ahead_s) > SKEW_S:
-        raise ThawError(f"{ahead_s:+.1f} s from the database's: set both by NTP, or curves and timelines lie")
-    return f"{ahead_s:+.1f} s from the database's"
+        raise ThawError(f"{says}: set both by NTP, or curves and timelines lie")
+    return says
 
 
 def _tracking(shown: str) -> str:

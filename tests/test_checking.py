@@ -97,7 +97,7 @@ def test_claims_are_exclusive_on_postgresql_and_its_clock_is_read(postgres: Post
 
 def test_a_clock_that_is_wrong_is_said_to_be(monkeypatch):
     monkeypatch.setattr(trying, "ahead_s", lambda url: -31.0)
-    with pytest.raises(ThawError, match=r"-31\.0 s from the database's: set both by NTP"):
+    with pytest.raises(ThawError, match=r"31\.0 s behind the database's: set both by NTP"):
         checking._clock("postgresql://")
 
 

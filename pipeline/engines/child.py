@@ -137,7 +137,7 @@ def _watch_parent(stop: StopRequest, pulse: Pulse) -> None:
 def configure_logging(level: int) -> None:
     """Plain lines of ours on stderr; of the libraries only warnings."""
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("optuna", "mlflow", "alembic"):
+    for name in ("optuna", "mlflow", "alembic", "botocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Whole statements, where a database is away; who waits for it says so on one line.
     logging.getLogger("optuna.storages").setLevel(logging.ERROR)
