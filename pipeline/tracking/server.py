@@ -79,6 +79,8 @@ def _reaching() -> Iterator[None]:
     """Raises ThawError, on one line, for what goes wrong where tracking is reached for the first time."""
     # Not where a person reads lines: bars of downloads that take milliseconds.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # And lines with a run's address, for each run; the commands print theirs once.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # Retries would draw from python's own random state, which is the training's.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     # Seconds instead of a minute: who has patience, and another place for what is to be kept, is to know soon.

@@ -148,6 +148,7 @@ def test_a_study_over_postgresql_a_server_with_passwords_and_s3_is_killed_and_re
         **{str(file): file.read_bytes() for file in place.folder.rglob("*") if file.is_file()},
     }
     assert b"forkserver" in lines
+    assert b"View run" not in everywhere["output"]
     assert b"ValueError: poisoned" in everywhere["output"]
     assert b"claimant" in everywhere["study"]
     assert b"python -m pipeline" in everywhere["tracking"]

@@ -1,10 +1,15 @@
-"""compose.yaml: it is read here, not run, which takes Docker and its images."""
+"""What is given for starting things elsewhere: read here, not run, which takes Docker, Slurm and Kubernetes."""
 
 import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pipeline.commands import WorkerOptions
+from pipeline.options import parse
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -50,3 +55,28 @@ def test_the_server_is_the_version_that_is_tested():
     installed = re.findall(r"'([^']+)'", COMPOSE["services"]["mlflow"]["build"]["dockerfile_inline"])
     assert set(installed) <= pins
     assert len(installed) == 3
+
+
+def blocks(language: str) -> list[str]:
+    """The README's blocks of code in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_job_array_is_a_script_that_starts_a_worker():
+    (script,) = blocks("bash")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    (line,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert_worker(shlex.split(line)[1:])
+
+
+def test_the_indexed_job_starts_a_worker_and_leaves_it_the_time_that_it_takes():
+    (text,) = blocks("yaml")
+    pod = yaml.safe_load(text)["spec"]["template"]["spec"]
+    options = assert_worker(pod["containers"][0]["command"])
+    assert options.grace_s < pod["terminationGracePeriodSeconds"]
+
+
+def assert_worker(command: list[str]) -> WorkerOptions:
+    """What a command that starts a worker tells it."""
+    assert command[:4] == ["python", "-m", "pipeline", "worker"]
+    return parse("worker", "", {"": WorkerOptions}, command[4:])[""]
