@@ -140,8 +140,14 @@ def _settle(study: Study, file: ExperimentFile, tables: Tables | None, experimen
 
 
 def _threads(workers: int) -> int:
-    """Torch's threads of each of so many workers on this machine; 0 without, as they may be on another."""
-    return max(1, len(os.sched_getaffinity(0)) // workers) if workers else 0
+    """Torch's threads of each of so many workers on this machine; 0 without, as they may be on another.
+
+    A container may see more cores than it is given the time of: OMP_NUM_THREADS says it there.
+    """
+    if not workers:
+        return 0
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(given) if given.isdecimal() and int(given) else max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 def _shown(spec: StudySpec) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.signals import StopRequest
-from pipeline.sweep.opening import _found_here
+from pipeline.sweep.opening import _found_here, _threads
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.segment import Keeping
 from pipeline.sweep.study import Study
@@ -55,7 +55,7 @@ def test_a_worker_that_is_signalled_as_slurm_does_is_continued_by_the_next_on_an
     assert "--grace-s 1: no checkpoint was saved within that time" in command.output
     assert "Traceback" not in command.output
     assert [trial.user_attrs["ended"] for trial in place.trials("quick")] == ["preempted"]
-    assert place.study("quick").attrs["site"]["threads"] == len(os.sched_getaffinity(0))
+    assert place.study("quick").attrs["site"]["threads"] == _threads(1)
 
     command = worker()
     assert sweep.progress.wait_for_count(9, command)
@@ -104,6 +104,14 @@ def test_a_worker_leaves_after_one_segment_or_stays_when_nothing_is_left_as_it_i
     once, after_one, forever, ended = in_process(work_as_told, tmp_path, "one")
     assert (once, after_one) == ("left", ["PRUNED"])
     assert (forever, ended) == ("stopped", ["complete", "paused"])
+
+
+def test_threads_are_the_cores_for_each_worker_or_what_the_environment_says(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert [_threads(workers) for workers in (0, 1, 3, 100)] == [0, 64, 21, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert [_threads(workers) for workers in (0, 1, 3)] == [0, 4, 4]
 
 
 def test_the_experiment_is_found_where_it_was_or_under_the_working_directory(tmp_path: Path, monkeypatch):
