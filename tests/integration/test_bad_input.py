@@ -57,7 +57,7 @@ def experiment(workplace: Workplace, text: str) -> Path:
 
 def test_an_unknown_command_is_answered_with_those_there_are(workplace):
     line = refused(workplace, "swep", LINEAR)
-    assert "swep: no such command; there are new, main, prepare, train, sweep, resume, evaluate" in line
+    assert "swep: no such command; there are new, main, prepare, train, sweep, resume, worker, evaluate" in line
 
 
 def test_no_command_shows_the_usage(workplace):
