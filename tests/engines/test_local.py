@@ -39,7 +39,7 @@ def supervisor():
     """One without a study of its own and without workers."""
     found = object.__new__(local._Supervisor)
     found.workers, found._stop, found._stopping = [], StopRequest(), False
-    found._study, found._unclosed = AwayOnce(), None
+    found._study, found._unclosed, found._grace_ends_s = AwayOnce(), None, None
     return found
 
 
@@ -53,6 +53,18 @@ def test_what_the_study_could_not_be_told_of_a_worker_is_told_at_a_later_turn(su
     assert supervisor._study.told == [LOST]
 
 
+@pytest.mark.parametrize(("grace_s", "over"), [(25.0, [False, False, True, False]), (None, [False] * 4)])
+def test_workers_that_are_stopped_are_killed_once_when_their_grace_is_over(supervisor, monkeypatch, grace_s, over):
+    clock = iter([100.0, 124.0, 125.0, 126.0])
+    monkeypatch.setattr(local.time, "monotonic", lambda: next(clock))
+    supervisor._job = SimpleNamespace(grace_s=grace_s)
+    found = [supervisor._is_grace_over()]
+    for _ in range(3):
+        supervisor.stop()  # the grace begins with the first of these
+        found.append(supervisor._is_grace_over())
+    assert found == over
+
+
 def test_what_stands_still_has_lost_its_trial_before_it_is_killed(supervisor, monkeypatch):
     done = []
     monkeypatch.setattr(local, "end_hung", lambda study, pid, still_s: done.append("trial ended"))
@@ -63,7 +75,8 @@ def test_what_stands_still_has_lost_its_trial_before_it_is_killed(supervisor, mo
 
 
 def test_what_stands_still_is_killed_with_all_it_has_started_although_the_study_cannot_be_told(supervisor, caplog):
-    process = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"])
+    # It does not end by itself when its child is gone, but waits for a word.
+    process = subprocess.Popen(["sh", "-c", "sleep 1000 & wait; read word"], stdin=subprocess.PIPE)
     try:
         (child,) = wait_until(lambda: psutil.Process(process.pid).children(), "it has started another")
         worker = SimpleNamespace(process=process, stacks=Path(os.devnull))
@@ -73,4 +86,5 @@ def test_what_stands_still_is_killed_with_all_it_has_started_although_the_study_
         wait_until_gone([child])
     finally:
         process.kill()
+        process.stdin.close()
     assert "what stands still cannot be recorded: (builtins.Exception) nobody listens" in caplog.text
