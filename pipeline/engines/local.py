@@ -153,7 +153,7 @@ class _Supervisor:
         if self._grace_ends_s is None or time.monotonic() < self._grace_ends_s:
             return False
         log.warning(
-            "--grace-s %g: no checkpoint was saved within that time; whoever goes on starts from the one before",
+            "--grace-s %g: the time is up; what could not be saved is trained again, from the checkpoint before",
             self._job.grace_s,
         )
         self._grace_ends_s = None

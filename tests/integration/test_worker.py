@@ -52,7 +52,7 @@ def test_a_worker_that_is_signalled_as_slurm_does_is_continued_by_the_next_on_an
     sweep.progress.wait_for_end_of(" 0 3", command)
     command.signal_group(signal.SIGTERM)
     assert command.wait() == 75, command.output
-    assert "--grace-s 1: no checkpoint was saved within that time" in command.output
+    assert "--grace-s 1: the time is up; what could not be saved is trained again" in command.output
     assert "Traceback" not in command.output
     assert [trial.user_attrs["ended"] for trial in place.trials("quick")] == ["preempted"]
     assert place.study("quick").attrs["site"]["threads"] == _threads(1)
