@@ -37,7 +37,7 @@ class WorkOptions(CommonOptions):
         checkpoint_every_s: seconds of training between checkpoints inside an epoch; auto: as many as 1% of it allows
         keep_gb: delete checkpoints of the study that are needed least, until it has no more GB than this
         outage_s: how long a store that fails is tried again before training stops, resumably
-        grace_s: how long whoever stops this waits for the checkpoint, less a few seconds; any time by default
+        grace_s: seconds that a stop may take for the checkpoint, a few less than who stops it waits; any by default
         max_retries: how often in a row a configuration may be lost, or raise, without a new checkpoint in between; by
             default what the study was told last, else 3
         hang_timeout_s: how long training may stand still until it is killed; by default 10 epochs, at least 60 s
@@ -211,7 +211,7 @@ class WorkerOptions(WorkOptions):
         once: leave after one segment, which ends where configurations are compared
         forever: do not leave when nothing is left to do, but wait for more
         workers: processes that train at the same time
-        grace_s: how long whoever stops this waits for the checkpoint, less a few seconds
+        grace_s: seconds that a stop may take for the checkpoint, a few less than who stops it waits
         report_every_s: seconds between two refreshes, at least, of what MLflow shows of the study; by default
             PIPELINE_REPORT_EVERY_S, else none: of many workers, one is enough to show it
     """
