@@ -2,6 +2,7 @@
 
 study = Study.load("digits")
 study.dataframe().sort_values("best.val_loss")
+study.plot.curves()
 study.checkpoint(study.best.name).load_into(model=model)
 """
 
@@ -17,15 +18,19 @@ from pipeline.commands import ResumeOptions
 from pipeline.engines import local
 from pipeline.errors import UsageError
 from pipeline.report import frames
+from pipeline.report.found import Found
 from pipeline.session import Session
 from pipeline.signals import STOPPING, StopRequest
 from pipeline.sweep.finish import front
 from pipeline.sweep.lineage import Lineage
 from pipeline.sweep.schedule import is_search_over
+from pipeline.sweep.study import Study as StoredStudy
 from pipeline.sweep.worker import Site
 from pipeline.tracking import runs
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from pipeline.checkpoint import Checkpoint
 
 
@@ -34,12 +39,24 @@ class Study:
 
     Attributes:
         name: the study's.
+        plot: its plots, interactive.
     """
 
     def __init__(self, session: Session, name: str, storage: str | None) -> None:
         self.name = name
         self._session, self._storage = session, storage
         self._study = session.load(name)
+        self.plot = Plots(self._study)
+
+    def __repr__(self) -> str:
+        from pipeline.report.cells import line
+
+        return line(Found.of(self._study))
+
+    def _repr_html_(self) -> str:
+        from pipeline.report.cells import cell
+
+        return cell(Found.of(self._study))
 
     @classmethod
     def load(cls, name: str, storage: str | None = None) -> "Study":
@@ -130,6 +147,50 @@ class Study:
     @property
     def _lineages(self) -> dict[int, Lineage]:
         return self._study.lineages()
+
+
+class Plots:
+    """A study's plots as plotly figures, of what it has come to when they are asked for.
+
+    Raises:
+        UsageError: there is nothing to show in one of them yet.
+    """
+
+    def __init__(self, study: StoredStudy) -> None:
+        self._study = study
+
+    def curves(self) -> "go.Figure":
+        """The monitored metric after each epoch, of all configurations."""
+        return self._figure("curves")
+
+    def timeline(self) -> "go.Figure":
+        """The segments by worker, with every kill and what went on from it."""
+        return self._figure("timeline")
+
+    def rungs(self) -> "go.Figure":
+        """How many configurations have reached each epoch of comparison."""
+        return self._figure("rungs")
+
+    def history(self) -> "go.Figure":
+        """The best value of each configuration, in the order they were drawn."""
+        return self._figure("history")
+
+    def importances(self) -> "go.Figure":
+        """How much each parameter decides whether a configuration is among the best."""
+        return self._figure("importances")
+
+    def parallel(self) -> "go.Figure":
+        """A line for each configuration through its parameters and its best value."""
+        return self._figure("parallel")
+
+    def slice(self) -> "go.Figure":
+        """The best value of each configuration against each parameter."""
+        return self._figure("slice")
+
+    def _figure(self, name: str) -> "go.Figure":
+        from pipeline.report.plots import figure
+
+        return figure(Found.of(self._study), name)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """One checkpoint, opened to be looked at, loaded from, or exported; nothing in the store changes."""
 
+import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 Patterns = str | Sequence[str] | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Checkpoint:
     """An immutable checkpoint of a run.
 
@@ -74,6 +75,28 @@ class Checkpoint:
     def of(cls, store: Store, name: str) -> "Checkpoint":
         """The checkpoint of this name in a store. Raises CorruptCheckpoint if its manifest is not sound."""
         return cls(store=store, name=name, manifest=load_manifest(store, name))
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.name}: {', '.join(f'{name} {value}' for name, value in self._facts.items())}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts.items()
+        )
+        return f"<table><caption>Checkpoint {html.escape(self.name)}</caption>{rows}</table>"
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        """What tells it from others, for people."""
+        tensors = self.manifest.tensors
+        return {
+            "stage": str(self.position.stage),
+            "epoch": str(self.position.epoch),
+            "batch": str(self.position.batch),
+            "step": str(self.manifest.step),
+            **{name: f"{value:.6g}" for name, value in self.metrics.items()},
+            "tensors": f"{len(tensors)} ({self.manifest.size_bytes:,} bytes)",
+        }
 
     @property
     def position(self) -> Position:

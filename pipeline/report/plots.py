@@ -1,4 +1,4 @@
-"""The plots of a study for the report that stands alone: interactive, as plotly's JSON."""
+"""The plots of a study, interactive: figures for a notebook, and plotly's JSON for the report that stands alone."""
 
 import html
 import math
@@ -9,10 +9,12 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 
+from pipeline.errors import UsageError
 from pipeline.report.found import Found
 from pipeline.report.shapes import (
     ENDS,
     KILLED,
+    TITLES,
     Scale,
     as_optuna,
     bars,
@@ -39,6 +41,23 @@ DIGITS = 4  # what nobody can see only makes the page larger
 
 def plots(found: Found) -> dict[str, dict[str, Any]]:
     """Data and layout of each plot there is something to show in."""
+    return {name: _json(make()) for name, make in _makers(found).items()}
+
+
+def figure(found: Found, name: str) -> go.Figure:
+    """One of the plots, by its name in `TITLES`, with its title.
+
+    Raises:
+        UsageError: there is nothing to show in it yet.
+    """
+    make = _makers(found).get(name)
+    if make is None:
+        raise UsageError(f"study {found.name!r}: there is nothing to show in {TITLES[name].lower()!r} yet")
+    return make().update_layout(title=f"{TITLES[name]}, study {html.escape(found.name)}")
+
+
+def _makers(found: Found) -> dict[str, Callable[[], go.Figure]]:
+    """What draws each plot that there is something to show in."""
     study = as_optuna(found)
     names = varied(found)
     compared = len(found.ranking) > 1
@@ -51,16 +70,25 @@ def plots(found: Found) -> dict[str, dict[str, Any]]:
     if len(rungs(found)) > 1:
         made["rungs"] = lambda: _rungs(found)
     if found.ranking:
-        made["history"] = lambda: visual.plot_optimization_history(study, target_name=goal)
+        made["history"] = _quiet(lambda: visual.plot_optimization_history(study, target_name=goal))
     if importances(found, study):
         made["importances"] = lambda: _importances(found, study)
     if compared and len(names) > 1:
         made["parallel"] = lambda: _parallel(found)
     if compared and names:
-        made["slice"] = lambda: visual.plot_slice(study, params=names, target_name=goal)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna's plots are experimental, and say so each time
-        return {name: _json(make()) for name, make in made.items()}
+        made["slice"] = _quiet(lambda: visual.plot_slice(study, params=names, target_name=goal))
+    return made
+
+
+def _quiet(make: Callable[[], go.Figure]) -> Callable[[], go.Figure]:
+    """Optuna's plots are experimental, and say so each time."""
+
+    def quietly() -> go.Figure:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make()
+
+    return quietly
 
 
 def _json(figure: go.Figure) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def standalone(found: Found, tracebacks: Mapping[int, str]) -> str:
     parts = {
         "TITLE": _text(f"Study {found.name}"),
         "CSS": _asset("report.css"),
-        "SUMMARY": _summary(found),
+        "SUMMARY": summary(found),
         "CONTENTS": _contents(list(drawn), failures=bool(found.counts["failed"])),
         "PLOTS": "\n".join(_figure(name, words[name]) for name in drawn),
         "FAILURES": _failures(found, tracebacks),
@@ -75,7 +75,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _summary(found: Found) -> str:
+def summary(found: Found) -> str:
+    """What the study is and how it stands, as a list of terms and what they are."""
     spec = found.spec
     goals = ", ".join(f"{direction} {name}" for name, direction in spec.objectives.items())
     states = ", ".join(f"{count} {state}" for state, count in found.counts.most_common())

@@ -49,6 +49,7 @@ def register(
     run_id: str,
     name: str,
     tags: Mapping[str, str],
+    description: str,
 ) -> str | None:
     """Logs the model to an evaluation's run and registers it; returns the version, or None without a model.
 
@@ -68,6 +69,7 @@ def register(
             output=evaluated.output,
             sources=file.sources,
             tags=tags,
+            description=description,
         )
 
 

@@ -13,7 +13,7 @@ from pipeline.sweep.lineage import COMPLETE, PAUSED, PREEMPTED, PRUNED, Lineage,
 from pipeline.sweep.objectives import pareto_front
 from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Site
-from pipeline.tracking import runs
+from pipeline.tracking import links, models, runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,7 @@ def evaluate_best(study: Study, file: ExperimentFile, number: int | None = None)
     }
     done = runs.find_run(site.experiment_id, {**key, "state": "complete"})
     if done is not None:
+        _point(study, lineage, done.data.tags.get("model_version"))
         return Evaluation(
             number=lineage.number,
             metrics={n: float(v) for n, v in done.data.metrics.items()},
@@ -145,12 +146,37 @@ def evaluate_best(study: Study, file: ExperimentFile, number: int | None = None)
             seed=seed,
             run_id=run_id,
             name=study.name,
-            tags={"configuration": str(lineage.number), "checkpoint": best["checkpoint"]},
+            tags={
+                "study": study.name,
+                "configuration": str(lineage.number),
+                "trained_by": lineage.run_id,
+                "checkpoint": best["checkpoint"],
+            },
+            description=_origin(site, lineage, best["checkpoint"]),
         )
         if version is not None:
             runs.set_tags(run_id, {"model_version": version})
         outcome.state = "complete"
+    _point(study, lineage, version)
     return Evaluation(number=lineage.number, metrics=evaluated.metrics, version=version, run_id=run_id, fresh=True)
+
+
+def _origin(site: Site, lineage: Lineage, checkpoint: str) -> str:
+    """Where a registered model comes from, in Markdown."""
+    assert lineage.run_id is not None
+    run = links.within(links.run(site.experiment_id, lineage.run_id))
+    manifest = links.artifact(site.experiment_id, lineage.run_id, f"checkpoints/{checkpoint}/manifest.json")
+    return (
+        f"The best weights of configuration [#{lineage.number:02d}]({run}), "
+        f"from checkpoint [{checkpoint}]({links.within(manifest)})."
+    )
+
+
+def _point(study: Study, lineage: Lineage, version: str | None) -> None:
+    """The aliases of the study's registered model; a kill may have come between its versions and them."""
+    if version is not None:
+        is_best = [one.number for one in front(study)] == [lineage.number]
+        models.point(study.name, best=version if is_best else None)
 
 
 def _chosen(study: Study, number: int | None) -> Lineage:

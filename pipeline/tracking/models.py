@@ -50,10 +50,11 @@ def log_and_register(
     output: Any,
     sources: Iterable[Path],
     tags: Mapping[str, str],
+    description: str,
 ) -> str:
     """Logs the model in `folder` to a run and registers it under `name`; returns the version.
 
-    A version of this run that is registered already is returned as it is.
+    `description` is what the UI shows of the version, in Markdown. A version of this run that is registered already is returned as it is.
     """
     client = MlflowClient()
     with contextlib.suppress(MlflowException):  # no such model yet
@@ -75,7 +76,23 @@ def log_and_register(
             input_example=example[:EXAMPLE_ROWS],
             pip_requirements=requirements(sources),
         )
-    return str(mlflow.register_model(logged.model_uri, name, tags=dict(tags)).version)
+    made = str(mlflow.register_model(logged.model_uri, name, tags=dict(tags)).version)
+    client.update_model_version(name, made, description)
+    return made
+
+
+def point(name: str, *, best: str | None) -> None:
+    """Brings the aliases of a registered model in line: `challenger` is the newest version, `champion` the `best` one.
+
+    None for a `best` that has no version: the champion stays who it was.
+    """
+    client = MlflowClient()
+    newest = max(client.search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version))
+    wanted = {"challenger": str(newest.version)} | ({"champion": best} if best is not None else {})
+    now = client.get_registered_model(name).aliases
+    for alias, version in wanted.items():
+        if str(now.get(alias)) != version:
+            client.set_registered_model_alias(name, alias, version)
 
 
 def requirements(sources: Iterable[Path]) -> list[str]:

@@ -92,6 +92,15 @@ def test_metrics_and_history_are_those_that_were_reported(run):
     assert history["accuracy"].isna().tolist() == [True, False]
 
 
+def test_a_notebook_shows_where_a_checkpoint_stands_and_what_is_in_it(run):
+    checkpoint = Checkpoint.open(run[0])
+    facts = f"val_loss 2, accuracy 0.5, tensors {len(checkpoint.manifest.tensors)} ("
+    assert repr(checkpoint).startswith(f"<Checkpoint {checkpoint.name}: stage 0, epoch 2, batch 0, step 2, {facts}")
+    assert f"<caption>Checkpoint {checkpoint.name}</caption><tr><th>stage</th><td>0</td></tr>" in (
+        checkpoint._repr_html_()
+    )
+
+
 def test_a_checkpoint_before_the_first_report_has_no_history(tmp_path):
     manifest = Manifest(position=Position(), step=0, trial=0)
     save(tmp_path / "w", {}, manifest)
