@@ -17,7 +17,6 @@ from pipeline.sweep.study import Study
 from pipeline.sweep.verifying import Verdict
 from pipeline.sweep.worker import Site, run_name
 from pipeline.tracking import links
-from pipeline.tracking.server import is_remote
 from pipeline.tracking.tables import Tables
 
 SHOWN = 5
@@ -264,5 +263,11 @@ def _print_links(study: Study, found: Evaluation | None) -> None:
     print(f"curves:    {links.configurations(site.experiment_id, study.name, spec.monitor, ascending=minimize)}")
     if found is not None and found.version is not None:
         print(f"model:     {links.model(study.name, found.version)}")
-    if not is_remote():
-        print("           (`make ui` starts the MLflow UI there)")
+    _print_ui()
+
+
+def _print_ui() -> None:
+    """Where no server answers to the links, what has to be started first."""
+    command = links.ui_command()
+    if command is not None:
+        print(f"the links want the MLflow UI:  {command}")

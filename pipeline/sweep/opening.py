@@ -14,6 +14,7 @@ from pipeline.sweep.spec import StudySpec, refuse_change
 from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Site
 from pipeline.tracking import runs, server
+from pipeline.tracking.origin import log_origin
 from pipeline.tracking.tables import Tables
 
 
@@ -128,6 +129,9 @@ def _settle(study: Study, file: ExperimentFile, tables: Tables | None, experimen
         # This `mlflow run` only continues the study: its own run says where to look.
         tags = {"kind": "command", "study": study.name, "study_run": run_id}
         runs.name_run(str(project_run), f"again: {study.name}", tags)
+    if study.attrs.get("origin") != file.code_digest:  # new, or its code was changed, and that was accepted
+        log_origin(run_id, file.path, file.sources, file.code_digest)
+        study.set_attr("origin", file.code_digest)
     site = Site(
         file=str(file.path),
         experiment_id=experiment_id,

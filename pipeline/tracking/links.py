@@ -1,6 +1,7 @@
 """Addresses in the MLflow UI that open the right view."""
 
 import json
+import shlex
 from urllib.parse import quote
 
 import mlflow
@@ -12,8 +13,15 @@ VIEW = "workflowType=machine_learning"  # else a fresh browser opens the view fo
 
 
 def base() -> str:
-    """The UI's address: the tracking server's own, or where `make ui` starts one."""
+    """The UI's address: the tracking server's own, or where `ui_command` starts one."""
     return shown(mlflow.get_tracking_uri()).rstrip("/") if is_remote() else UI
+
+
+def ui_command() -> str | None:
+    """What starts the UI where the links lead, from any folder; None where a server has it."""
+    if is_remote():
+        return None
+    return f"python -m mlflow ui --backend-store-uri {shlex.quote(shown(mlflow.get_tracking_uri()))}"
 
 
 def run(experiment_id: str, run_id: str) -> str:

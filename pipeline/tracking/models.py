@@ -54,7 +54,9 @@ def log_and_register(
 ) -> str:
     """Logs the model in `folder` to a run and registers it under `name`; returns the version.
 
-    `description` is what the UI shows of the version, in Markdown. A version of this run that is registered already is returned as it is.
+    `description` is what the UI shows of the version, in Markdown.
+
+    A version of this run that is registered already is returned as it is.
     """
     client = MlflowClient()
     with contextlib.suppress(MlflowException):  # no such model yet
@@ -90,9 +92,9 @@ def point(name: str, *, best: str | None) -> None:
     newest = max(client.search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version))
     wanted = {"challenger": str(newest.version)} | ({"champion": best} if best is not None else {})
     now = client.get_registered_model(name).aliases
-    for alias, version in wanted.items():
-        if str(now.get(alias)) != version:
-            client.set_registered_model_alias(name, alias, version)
+    for alias, wished in wanted.items():
+        if str(now.get(alias)) != wished:
+            client.set_registered_model_alias(name, alias, wished)
 
 
 def requirements(sources: Iterable[Path]) -> list[str]:

@@ -106,6 +106,14 @@ def test_the_best_is_evaluated_and_registered_exactly_once(job):
     versions = job.workplace.client.search_model_versions(f"name = '{study.data.tags['study']}'")
     assert [version.version for version in versions] == ["1"] or [version.version for version in versions] == [1]
     assert evaluation.data.tags["model_version"] == "1"
+    (version,) = versions
+    aliases = job.workplace.client.get_registered_model(version.name).aliases
+    assert {alias: str(one) for alias, one in aliases.items()} == {"champion": "1", "challenger": "1"}
+    (trained,) = [one for one in job.workplace.runs() if one.info.run_id == version.tags["trained_by"]]
+    assert version.tags["checkpoint"] in {
+        info.path.rpartition("/")[2] for info in job.workplace.client.list_artifacts(trained.info.run_id, "checkpoints")
+    }
+    assert f"/runs/{trained.info.run_id}/artifacts/checkpoints/{version.tags['checkpoint']}/" in version.description
 
 
 def test_no_run_is_left_running(job):
@@ -139,5 +147,6 @@ def test_the_last_lines_are_links_into_the_user_interface(job):
         assert f"study:     http://127.0.0.1:5000/#/experiments/1/runs/{study.info.run_id}" in output
         assert "curves:    http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART" in output
         assert f"model:     http://127.0.0.1:5000/#/models/{study.data.tags['study']}/versions/1" in output
+        assert f"want the MLflow UI:  python -m mlflow ui --backend-store-uri {job.workplace.tracking_uri}\n" in output
         assert "Traceback" not in output
         assert "Warning" not in output
