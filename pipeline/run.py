@@ -129,19 +129,21 @@ class Run:
 
         The same folder again continues; every checkpoint is kept. Without `data`, the experiment's `prepare` is
         called with its defaults. With more `max_epochs` than before, `schedule` says what the learning rate's does
-        beyond its planned end (see `pipeline.checkpoint.schedules`).
+        beyond its planned end (see `pipeline.checkpoint.schedules`). In a notebook and in a terminal, a bar shows
+        how far it has come.
         """
         if data is None and experiment.prepare is not None:
             data = experiment.prepare(experiment.data() if experiment.data else None)
         if len(experiment.stages) > 1:
             raise UsageError("Run.local: the experiment has several stages; use `python -m pipeline train`")
-        segment = LocalSegment(Path(folder))
+        max_epochs = experiment.max_epochs if max_epochs is None else max_epochs
+        segment = LocalSegment(Path(folder), max_epochs)
         return cls(
             segment=segment,
             experiment=experiment,
             seed=seed,
             stage=0,
-            max_epochs=experiment.max_epochs if max_epochs is None else max_epochs,
+            max_epochs=max_epochs,
             data=data or {},
             origin={},
             resumed=segment.resume(),

@@ -20,8 +20,8 @@ GIT_TIMEOUT_S = 20
 def log_origin(run_id: str, file: Path, sources: Iterable[Path], digest: str) -> None:
     """Keeps the experiment's files, the installed packages, and the git commit with what differs from it.
 
-    They lie in `code/` and the first digits of the code's digest: code that was changed, and accepted, comes beside what
-    was there before. PIPELINE_LOG_DIFF=0 leaves the difference out: tracked files may hold what is not for others.
+    They lie in `code/` and the first digits of the code's digest: code that was changed, and accepted, comes beside
+    what was there before. PIPELINE_LOG_DIFF=0 leaves the difference out: tracked files may hold what is not for others.
     """
     target = f"{FOLDER}/{digest[:8]}"
     commit = _git(file.parent, "rev-parse", "HEAD")
