@@ -815,3 +815,14 @@ def test_weights_that_change_after_the_loop_do_not_change_what_it_ended_with(tmp
     assert segment.newest is not None
     segment.newest.taken.wait()
     assert torch.equal(segment.newest.state["model"]["weight"], ended[-1])
+
+
+def test_run_local_shows_a_bar_to_who_is_looking_and_nothing_to_others(tmp_path: Path, capsys, monkeypatch) -> None:
+    declared = experiment(training())
+    declared.train(Config(), Run.local(tmp_path, declared, max_epochs=1))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("pipeline.local.is_watched", lambda: True)
+    declared.train(Config(), Run.local(tmp_path, declared, max_epochs=3))
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "3/3" in last
+    assert "loss " in last

@@ -141,7 +141,10 @@ def as_optuna(found: Found) -> optuna.Study:
 
     It lives in memory. Trials have their configurations' numbers; whatever has no result is a failed trial.
     """
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a study in memory is no news in a notebook
     study = optuna.create_study(study_name=found.name, direction=found.spec.direction)
+    optuna.logging.set_verbosity(verbosity)
     for number in range(max(found.lineages, default=-1) + 1):
         lineage = found.lineages.get(number)
         judged = lineage is not None and lineage.best is not None and found.states[number] != "failed"
