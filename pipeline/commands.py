@@ -44,6 +44,7 @@ class WorkOptions(CommonOptions):
         workers_per_gpu: how many workers share a GPU before the next one gets some
         report_every_s: seconds between two refreshes, at least, of what MLflow shows of the study; 0 for none, and
             PIPELINE_REPORT_EVERY_S, else 10, by default
+        system_metrics: log CPU, memory, disk and GPU of each segment as well, sampled by MLflow
     """
 
     workers: int = 2
@@ -57,6 +58,7 @@ class WorkOptions(CommonOptions):
     hang_timeout_s: float | None = None
     workers_per_gpu: int = 1
     report_every_s: float = field(default_factory=lambda: float(os.environ.get("PIPELINE_REPORT_EVERY_S", "10")))
+    system_metrics: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -92,6 +94,7 @@ class WorkOptions(CommonOptions):
             workers_per_gpu=self.workers_per_gpu,
             report_every_s=self.report_every_s,
             grace_s=self.grace_s,
+            system_metrics=self.system_metrics,
             keeping=Keeping(
                 checkpoint_every_s=self.checkpoint_every_s,
                 keep_bytes=None if self.keep_gb is None else round(self.keep_gb * 1e9),

@@ -17,7 +17,6 @@ from pipeline.checkpoint import (
 )
 from pipeline.segment import Snapshot, put
 
-
 DRAW_S = 0.2
 
 

@@ -61,6 +61,7 @@ class How:
     report_every_s: float = 0.0
     grace_s: float | None = None
     until: Until = "over"
+    system_metrics: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +291,7 @@ class Session:
             hang_timeout_s=how.hang_timeout_s,
             workers_per_gpu=how.workers_per_gpu,
             keeping=how.keeping,
+            system_metrics=how.system_metrics,
             only=only,
             file=file.path,
             until=how.until,

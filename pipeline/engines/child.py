@@ -20,7 +20,7 @@ from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.segment import Keeping
 from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Until, work
-from pipeline.tracking.server import connect
+from pipeline.tracking.server import connect, sample_system
 
 log = logging.getLogger("pipeline")
 # Exit codes: nothing is left to do; it cannot go on; what it trains cannot be saved; a fresh process has to go on; it
@@ -48,6 +48,7 @@ class Job:
         file: the experiment on this machine; None where the study says.
         until: how long they work, unless they are stopped.
         grace_s: how long a worker that is stopped may take for its checkpoint; None for as long as it takes.
+        system_metrics: whether MLflow samples CPU, memory and GPU while a segment's run is the active one.
     """
 
     study: str
@@ -63,6 +64,7 @@ class Job:
     file: Path | None = None
     until: Until = "over"
     grace_s: float | None = None
+    system_metrics: bool = False
 
 
 def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, supervisor: int, log_level: int) -> None:
@@ -81,6 +83,8 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, su
     pulse.keep()
     _watch_parent(stop, pulse)
     configure_logging(log_level)
+    if job.system_metrics:
+        sample_system()
     try:
         study = _open(job, stop)
         study.supervisor = supervisor

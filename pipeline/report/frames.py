@@ -39,7 +39,10 @@ SEGMENT_COLUMNS = {
 
 def configurations(lineages: Mapping[int, Lineage], found: Iterable[Any], *, over: bool) -> pd.DataFrame:
     """A row for each configuration, by its number. `found` are their MLflow runs; `over`: the search is."""
-    last = {run.info.run_id: run.data.metrics for run in found}
+    last = {
+        run.info.run_id: {name: value for name, value in run.data.metrics.items() if not name.startswith(runs.SYSTEM)}
+        for run in found
+    }
     rows = {}
     for number, one in lineages.items():
         best = one.best or {}

@@ -37,6 +37,7 @@ STATUS = {
 }
 METRICS_PER_CALL = 1000  # MLflow's limit of a batch
 RUNS_PER_CALL = 100
+SYSTEM = "system/"  # what the metrics begin with that MLflow samples by itself; their steps are no epochs
 NOTE = "mlflow.note.content"  # the tag that the UI shows as a run's description
 
 
@@ -184,14 +185,14 @@ def logged_epochs(run_id: str, metric: str) -> set[int]:
 
 
 def histories(found: Iterable[Run], metrics: Collection[str] = ()) -> Iterator[tuple[str, str, int, float]]:
-    """Every point of these runs' metrics, of all or of those named: run id, metric, step, value.
+    """Every point of these runs' metrics, of all that were reported or of those named: run id, metric, step, value.
 
     A database is asked for many runs at once, as MLflow's own server does; a server, run by run.
     """
     having: dict[str, list[str]] = {}
     for run in found:
         for metric in run.data.metrics:
-            if not metrics or metric in metrics:
+            if metric in metrics if metrics else not metric.startswith(SYSTEM):
                 having.setdefault(metric, []).append(run.info.run_id)
     client = MlflowClient()
     bulk = getattr(client._tracking_client.store, "get_metric_history_bulk", None)

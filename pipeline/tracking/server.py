@@ -104,6 +104,11 @@ def _status(error: MlflowException) -> int:
     return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
 
 
+def sample_system() -> None:
+    """From now on MLflow samples the machine while a run is active in this process, and goes on with the run's steps."""
+    mlflow.enable_system_metrics_logging()
+
+
 def refusal(error: Exception) -> str | None:
     """What MLflow had to say, on one line; None for an error that is not MLflow's."""
     if not isinstance(error, MlflowException):

@@ -6,6 +6,7 @@ from mlflow import MlflowClient
 
 from pipeline.tracking import runs
 from pipeline.tracking.runs import active, ensure_run, find_run, find_runs, log_final, log_history, set_state
+from tests.integration.commands import wait_until
 
 KEY = {"kind": "configuration", "configuration": "3"}
 
@@ -145,3 +146,19 @@ def test_the_state_of_a_run_that_is_anothers_by_now_is_left_alone(experiment_id)
         outcome.state = None
     assert status(run_id) == ("FINISHED", "complete")
     assert mlflow.active_run() is None
+
+
+def test_the_machine_is_sampled_in_steps_that_go_on_after_a_kill(experiment_id, monkeypatch):
+    """What is killed leaves its run RUNNING and says nothing more: as if its sampler had only stopped."""
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    run_id = made(experiment_id)
+    name, count = "system/cpu_utilization_percentage", 0
+    for _ in range(2):
+        with active(run_id):
+            wait_until(lambda count=count: len(steps(run_id, name)) > count, "a sample was logged")
+        count = len(steps(run_id, name))
+    assert [step for step, _ in steps(run_id, name)] == list(range(count))
+    (run,) = find_runs(experiment_id, KEY)
+    assert list(runs.histories([run])) == []  # the steps of these are no epochs
+    assert len(list(runs.histories([run], [name]))) == count
