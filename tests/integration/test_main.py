@@ -1,6 +1,7 @@
 """The whole job through MLflow, in a copy of the project whose path has a space and a letter beyond ASCII."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,14 @@ def test_the_best_is_evaluated_and_registered_exactly_once(job):
     assert f"/runs/{trained.info.run_id}/artifacts/checkpoints/{version.tags['checkpoint']}/" in version.description
 
 
+def test_the_study_keeps_its_code_once(job):
+    (study,) = job.workplace.runs(kind="study")
+    client, run_id = job.workplace.client, study.info.run_id
+    (folder,) = client.list_artifacts(run_id, "code")
+    found = {info.path.removeprefix(f"{folder.path}/") for info in client.list_artifacts(run_id, folder.path)}
+    assert found >= {"requirements.txt", "tabular.py"}
+
+
 def test_no_run_is_left_running(job):
     assert {run.info.status for run in job.workplace.runs()} == {"FINISHED"}
 
@@ -147,6 +156,7 @@ def test_the_last_lines_are_links_into_the_user_interface(job):
         assert f"study:     http://127.0.0.1:5000/#/experiments/1/runs/{study.info.run_id}" in output
         assert "curves:    http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART" in output
         assert f"model:     http://127.0.0.1:5000/#/models/{study.data.tags['study']}/versions/1" in output
-        assert f"want the MLflow UI:  python -m mlflow ui --backend-store-uri {job.workplace.tracking_uri}\n" in output
+        store = shlex.quote(job.workplace.tracking_uri)
+        assert f"want the MLflow UI:  python -m mlflow ui --backend-store-uri {store}\n" in output
         assert "Traceback" not in output
         assert "Warning" not in output
