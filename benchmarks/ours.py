@@ -1,7 +1,7 @@
 """Thaw's own checkpoints, taken by a `Run` as in any training; only the study's database is left out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class BenchmarkSegment:
     def checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint.of(self._store, name)
 
-    def moved(self, position: Position) -> None:
+    def moved(self, position: Position, means: Mapping[str, Sequence[float]]) -> None:
         pass
 
     def asked_to_stop(self) -> str | None:

@@ -1,12 +1,14 @@
 """The commands: each parses, calls and prints."""
 
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from pipeline import checking, summary, usage
+from pipeline import checking, documents, summary, usage
 from pipeline.commands import (
     CheckOptions,
     CommonOptions,
@@ -29,43 +31,51 @@ from pipeline.options import parse
 from pipeline.planning import Plan
 from pipeline.session import Session
 from pipeline.signals import StopRequest
+from pipeline.summary import DONE, FAILED, STOPPED, Said
 from pipeline.sweep.patience import Unsaved
+from pipeline.terminal.watch import watch
 from pipeline.tracking import server
 
 DEFAULT_FILE = "experiments/tabular.py"
-DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 75
+USAGE = 2
 
 
 def run_command(arguments: Sequence[str], stop: StopRequest) -> int:
     """Runs one command and returns its exit code. Raises Interrupted when stopped before there was work to save."""
-    configure_logging(logging.INFO)
+    configure_logging(logging.WARNING if _wants("quiet", arguments) else logging.INFO)
+    as_json = _wants("json", arguments)
     try:
         if arguments[0] not in COMMANDS:
             raise UsageError(f"{arguments[0]}: no such command; there are {', '.join(usage.COMMANDS)}")
-        return COMMANDS[arguments[0]](arguments[1:], stop)
+        with _printed_elsewhere() if as_json else nullcontext():
+            said = COMMANDS[arguments[0]](arguments[1:], stop)
+            text = documents.text(said.document()) if as_json else said.text
+        if text:
+            print(text)
+        return said.code
     except Exception as error:
         message = str(error) if isinstance(error, ThawError) else server.refusal(error)
         if message is None:
             raise  # a bug
-        if _wants_traceback(arguments):
+        if _wants("traceback", arguments):
             traceback.print_exception(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else STOPPED if isinstance(error, Unsaved) else FAILED
 
 
-def main_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def main_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """The whole job: prepare, sweep, evaluate the best, register it."""
     return _sweep("main", arguments, stop, default_file=DEFAULT_FILE, evaluate=True)
 
 
-def sweep_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def sweep_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Sweeps FILE: draws configurations, pauses and promotes them. Again: resumes."""
     return _sweep("sweep", arguments, stop, default_file=None, evaluate=False)
 
 
 def _sweep(
     command: str, arguments: Sequence[str], stop: StopRequest, *, default_file: str | None, evaluate: bool
-) -> int:
+) -> Said:
     context = local.start_forkserver()
     file, rest = _file(command, arguments, default_file, SweepOptions)
     options, data = _parsed(command, rest, SweepOptions, file)
@@ -94,7 +104,7 @@ def _sweep(
     return summary.report(session.work(study, file, options.how(), evaluate=evaluate))
 
 
-def train_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def train_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Trains one configuration of FILE. Again: resumes."""
     context = local.start_forkserver()
     file, rest = _file("train", arguments, None, TrainOptions)
@@ -114,14 +124,14 @@ def train_command(arguments: Sequence[str], stop: StopRequest) -> int:
     return summary.report(session.work(study, file, options.how()))
 
 
-def prepare_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def prepare_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Prepares the data of FILE. Unchanged, it is found again."""
     file, rest = _file("prepare", arguments, None, CommonOptions)
     options, data = _parsed("prepare", rest, CommonOptions, file)
     return summary.tables(Session(options.storage, stop, None).prepare(file, data))
 
 
-def resume_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def resume_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Continues a study, or gives configurations of it the whole budget, or more."""
     options: ResumeOptions = _parse("resume", {"": ResumeOptions}, arguments)[""]
     session = Session(options.storage, stop, local.start_forkserver())
@@ -129,7 +139,7 @@ def resume_command(arguments: Sequence[str], stop: StopRequest) -> int:
     return summary.report(session.work(study, file, options.how(), reopening=options.reopening()))
 
 
-def worker_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def worker_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Works on a study that was begun on this machine or another."""
     context = local.start_forkserver()
     file, rest = _maybe_file(arguments)
@@ -139,7 +149,7 @@ def worker_command(arguments: Sequence[str], stop: StopRequest) -> int:
     return summary.report(session.work(study, experiment, options.how()))
 
 
-def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Evaluates a study's best configuration on held-out data and registers its model."""
     options: EvaluateOptions = _parse("evaluate", {"": EvaluateOptions}, arguments)[""]
     session = Session(options.storage, stop, None)
@@ -147,26 +157,31 @@ def evaluate_command(arguments: Sequence[str], stop: StopRequest) -> int:
     return summary.evaluation(study, session.evaluate(study, file, options.configuration))
 
 
-def status_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def status_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Shows how a study stands, or all of them: what runs, what is paused, what is left."""
     options: StatusOptions = _parse("status", {"": StatusOptions}, arguments)[""]
-    return summary.status(Session(options.storage, stop, None).status(options.study))
+    session = Session(options.storage, stop, None)
+    found = session.status(options.study)
+    if not options.watch:
+        return summary.status(found, session.overview(options.study) if options.study is not None else None)
+    watch(session.overviews(options.study), stop, full=options.study is not None)
+    return Said(code=DONE, text="", document=dict)
 
 
-def report_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def report_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Rebuilds what MLflow shows of a study: pages, pictures, tables and the report that stands alone."""
     options: ReportOptions = _parse("report", {"": ReportOptions}, arguments)[""]
     return summary.reported(Session(options.storage, stop, None).report(options.study))
 
 
-def verify_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def verify_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Checks the checkpoints of a study or a run against their manifests; changes nothing."""
     options: VerifyOptions = _parse("verify", {"": VerifyOptions}, arguments)[""]
     session = Session(options.storage, stop, None)
     return summary.verdicts(session.verify(options.study, options.run))
 
 
-def inspect_command(arguments: Sequence[str], stop: StopRequest) -> int:
+def inspect_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Prints what is in a checkpoint of RUN, as a tree with shapes and types."""
     if not arguments or arguments[0].startswith("-"):
         _maybe_help("inspect", arguments, InspectOptions)
@@ -175,14 +190,14 @@ def inspect_command(arguments: Sequence[str], stop: StopRequest) -> int:
     return summary.tree(Session(options.storage, stop, None).checkpoint(arguments[0], options.which))
 
 
-def check_command(arguments: Sequence[str], _: StopRequest) -> int:
+def check_command(arguments: Sequence[str], _: StopRequest) -> Said:
     """Tells before a long sweep whether this machine can do it."""
     file, rest = _maybe_file(arguments)
     options: CheckOptions = _parse("check", {"": CheckOptions}, rest)[""]
     return summary.checks(checking.check(options.storage, file=file, study=options.study))
 
 
-def prove_command(arguments: Sequence[str], _: StopRequest) -> int:
+def prove_command(arguments: Sequence[str], _: StopRequest) -> Said:
     """Kills and resumes FILE's training, and compares it with an undisturbed one, bit for bit."""
     from pipeline.proving.prove import prove
 
@@ -205,7 +220,7 @@ def prove_command(arguments: Sequence[str], _: StopRequest) -> int:
     )
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], StopRequest], int]] = {
+COMMANDS: dict[str, Callable[[Sequence[str], StopRequest], Said]] = {
     "main": main_command,
     "prepare": prepare_command,
     "train": train_command,
@@ -266,6 +281,22 @@ def _parse(
     return parse(prog, words.summary, groups, arguments, example=words.example)
 
 
-def _wants_traceback(arguments: Sequence[str]) -> bool:
-    flags = list(zip(arguments, [*arguments[1:], ""], strict=True))
-    return "--traceback=true" in arguments or ("--traceback", "true") in flags
+def _wants(flag: str, arguments: Sequence[str]) -> bool:
+    """Whether a flag is true, before anything is parsed: as parsing takes it, also without a value."""
+    following = dict(zip(arguments, [*arguments[1:], "--"], strict=True))
+    after = following.get(f"--{flag}", "false")
+    return f"--{flag}=true" in arguments or after == "true" or after.startswith("-")
+
+
+@contextmanager
+def _printed_elsewhere() -> Iterator[None]:
+    """In this block whatever is printed to stdout, by whichever process or library, goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -14,16 +14,29 @@ from pipeline.sweep.segment import Keeping
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommonOptions:
-    """Options of every command.
+class OutputOptions:
+    """What every command prints.
 
     Attributes:
-        storage: URL of the study database; PIPELINE_STORAGE, else optuna.db beside mlflow.db
+        quiet: print no progress, only warnings, errors and the result
+        json: print the result as one JSON document
         traceback: show where in the code an error arose
     """
 
-    storage: str | None = None
+    quiet: bool = False
+    json: bool = False
     traceback: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions(OutputOptions):
+    """Options of every command that knows studies.
+
+    Attributes:
+        storage: URL of the study database; PIPELINE_STORAGE, else optuna.db beside mlflow.db
+    """
+
+    storage: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +108,7 @@ class WorkOptions(CommonOptions):
             report_every_s=self.report_every_s,
             grace_s=self.grace_s,
             system_metrics=self.system_metrics,
+            view=not self.quiet,
             keeping=Keeping(
                 checkpoint_every_s=self.checkpoint_every_s,
                 keep_bytes=None if self.keep_gb is None else round(self.keep_gb * 1e9),
@@ -258,9 +272,15 @@ class StatusOptions(CommonOptions):
 
     Attributes:
         study: the study to show in full; without it, a line for each
+        watch: show it live, until Ctrl-C
     """
 
     study: str | None = None
+    watch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.watch and self.json:
+            raise UsageError("status: --watch has no end, and --json is one document; give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,20 +323,18 @@ class CheckOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProveOptions:
+class ProveOptions(OutputOptions):
     """Options of a proof.
 
     Attributes:
         kills: how often training is killed
         max_epochs: epochs to train, of each stage; by default at most 3
         seed: seed of the training and of the places where it is killed
-        traceback: show where in the code an error arose
     """
 
     kills: int = 5
     max_epochs: int | None = None
     seed: int = 0
-    traceback: bool = False
 
     def __post_init__(self) -> None:
         if self.kills < 1:

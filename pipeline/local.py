@@ -3,6 +3,7 @@
 import sys
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class LocalSegment:
     def checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint.of(self._store, name)
 
-    def moved(self, position: Position) -> None:
+    def moved(self, position: Position, means: Mapping[str, Sequence[float]]) -> None:
         if self._bar is not None:
             self._bar.moved(position)
 

@@ -240,7 +240,7 @@ class Run:
             yield batch
             self.batch += 1
             self.step += 1
-            self._segment.moved(self._position())
+            self._segment.moved(self._position(), self._means)
             stop = self._segment.asked_to_stop()
             # Taken before the next batch is loaded, which may draw; kept only if there is one.
             snapshot = self._snapshot() if stop or self._pace.due() else None
@@ -400,7 +400,7 @@ class Run:
 
     def _complete_epoch(self, report: Report) -> Snapshot:
         self.epoch, self.batch = self.epoch + 1, 0
-        self._segment.moved(self._position())
+        self._segment.moved(self._position(), self._means)
         self._report, self._means = None, {}
         self._course.add(report)
         self._settle()

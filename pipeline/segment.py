@@ -1,5 +1,6 @@
 """What a run and the world around it say to each other."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,8 +72,11 @@ class Segment(Protocol):
     def checkpoint(self, name: str) -> Checkpoint:
         """A checkpoint of this configuration, to be read."""
 
-    def moved(self, position: Position) -> None:
-        """Training has come to here, by a batch or an epoch: the sign that it moves."""
+    def moved(self, position: Position, means: Mapping[str, Sequence[float]]) -> None:
+        """Training has come to here, by a batch or an epoch: the sign that it moves.
+
+        `means` are sum and count of the epoch's averages.
+        """
 
     def asked_to_stop(self) -> str | None:
         """Why training must stop at the next chance, or None."""

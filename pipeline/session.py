@@ -3,8 +3,10 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -41,6 +43,9 @@ from pipeline.sweep.study import Study, study_names
 from pipeline.sweep.verifying import Verdict, verify_run, verify_study
 from pipeline.sweep.warm import snapshot
 from pipeline.sweep.worker import Site, Until
+from pipeline.terminal.canvas import is_terminal
+from pipeline.terminal.live import LiveView
+from pipeline.terminal.overview import Overview, overview, reading
 from pipeline.tracking import runs, server
 from pipeline.tracking.tables import Tables
 
@@ -49,7 +54,11 @@ log = logging.getLogger("pipeline")
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How the work is done; no part of what its result is."""
+    """How the work is done; no part of what its result is.
+
+    Attributes:
+        view: whether it is shown as it goes on, where there is a terminal.
+    """
 
     workers: int
     timeout_s: float | None
@@ -62,6 +71,7 @@ class How:
     grace_s: float | None = None
     until: Until = "over"
     system_metrics: bool = False
+    view: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +255,20 @@ class Session:
         names = [name] if name is not None else study_names(self._url)
         return [standing(Study.load(one, self._url)) for one in names]
 
+    def overview(self, name: str) -> Overview:
+        """How a study goes on."""
+        return overview(self.load(name))
+
+    def overviews(self, name: str | None) -> Callable[[], list[Overview]]:
+        """What reads a study again and again, or all there are."""
+        read: dict[str, Callable[[], Overview]] = {}
+
+        def look() -> list[Overview]:
+            names = [name] if name is not None else study_names(self._url)
+            return [read.setdefault(one, reading(one, self._url))() for one in names]
+
+        return look
+
     def verify(self, study: str | None, run_id: str | None) -> list[Verdict]:
         """The checkpoints of a study, or of one run."""
         if study is None:
@@ -297,10 +321,16 @@ class Session:
             until=how.until,
             grace_s=how.grace_s,
         )
-        with self._stop.deferred():
-            finished = local.run(job, self._context, self._stop)
+        view = self._view(job) if how.view and is_terminal(sys.stderr) else None
+        with self._stop.deferred(), view or nullcontext():
+            finished = local.run(job, self._context, self._stop, view)
         # Who was to do no more than a segment, or to wait for more to do, is not told whether that was the last.
         return finished or (how.until != "over" and is_over(study))
+
+    def _view(self, job: Job) -> LiveView:
+        read = reading(job.study, job.storage, only=job.only, max_total_epochs=job.max_total_epochs)
+        deadline_s = None if job.timeout_s is None else time.monotonic() + job.timeout_s
+        return LiveView(read, self._stop, deadline_s=deadline_s)
 
     @contextmanager
     def _shown(self, study: Study, outage_s: float) -> Iterator[None]:

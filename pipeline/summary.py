@@ -1,9 +1,12 @@
-"""What a command prints when it is done: what came of it, how to go on, where to look."""
+"""What a command says when it is done: what came of it, how to go on, where to look."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
+from pipeline import documents
 from pipeline.checking import Finding
 from pipeline.checkpoint import Checkpoint
+from pipeline.documents import Document
 from pipeline.proving.plan import describe
 from pipeline.proving.prove import Proof
 from pipeline.session import Result
@@ -16,6 +19,9 @@ from pipeline.sweep.standing import Standing
 from pipeline.sweep.study import Study
 from pipeline.sweep.verifying import Verdict
 from pipeline.sweep.worker import Site, run_name
+from pipeline.terminal.canvas import plain
+from pipeline.terminal.overview import Overview
+from pipeline.terminal.watch import whole
 from pipeline.tracking import links
 from pipeline.tracking.tables import Tables
 
@@ -23,22 +29,46 @@ SHOWN = 5
 DONE, FAILED, STOPPED = 0, 1, 75
 
 
-def report(result: Result) -> int:
-    """Prints what a command that trains has come to; returns its exit code."""
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a command says when it is done.
+
+    Attributes:
+        code: its exit code.
+        text: for people.
+        document: the same for scripts.
+    """
+
+    code: int
+    text: str
+    document: Callable[[], Document]
+
+
+def _said(code: int, lines: Iterable[str], document: Callable[[], Document]) -> Said:
+    return Said(code=code, text="\n".join(lines), document=document)
+
+
+def report(result: Result) -> Said:
+    """What a command that trains has come to."""
     study = result.study
     over = is_over(study)
-    print()
-    print(_headline(result))
-    print()
-    _print_best(study, over=over)
     failed = [lineage for lineage in study.lineages().values() if lineage.failed()]
-    for lineage in failed:
-        print(f"failed: #{lineage.number:02d} {lineage.head.user_attrs.get('error', lineage.ended)}")
-    if result.evaluation is not None:
-        _print_evaluation(study, result.evaluation)
-    print()
-    _print_next(study, over=over)
-    _print_links(study, result.evaluation)
+    lines = [
+        "",
+        _headline(result),
+        "",
+        *_best(study, over=over),
+        *(f"failed: #{one.number:02d} {one.head.user_attrs.get('error', one.ended)}" for one in failed),
+        *(_evaluation(study, result.evaluation) if result.evaluation is not None else ()),
+        "",
+        *_next(study, over=over),
+        *_links(study, result.evaluation),
+    ]
+    return _said(_code(result), lines, lambda: documents.result(result))
+
+
+def _code(result: Result) -> int:
+    study = result.study
     if not result.finished:
         return STOPPED if result.how.workers else DONE
     if result.budget is not None:
@@ -49,126 +79,128 @@ def report(result: Result) -> int:
     return DONE if ranking(study) else FAILED
 
 
-def evaluation(study: Study, found: Evaluation) -> int:
-    """Prints an evaluation; returns the exit code."""
-    _print_evaluation(study, found)
-    _print_links(study, found)
-    return DONE
+def evaluation(study: Study, found: Evaluation) -> Said:
+    """What an evaluation has come to."""
+    lines = [*_evaluation(study, found), *_links(study, found)]
+    return _said(DONE, lines, lambda: documents.evaluation(study, found))
 
 
-def tables(found: Tables | None) -> int:
-    """Prints the prepared tables; returns the exit code."""
+def tables(found: Tables | None) -> Said:
+    """The prepared tables."""
     if found is None:
-        print("the experiment declares no `prepare`; there is nothing to do")
-        return DONE
-    for name in found:
-        rows, columns = found[name].shape
-        print(f"{name:<12} {rows:>8} rows  {columns:>5} columns  blake3 {found.digests[name][:12]}")
-    return DONE
+        lines = ["the experiment declares no `prepare`; there is nothing to do"]
+    else:
+        shapes = {name: found[name].shape for name in found}
+        lines = [
+            f"{name:<12} {rows:>8} rows  {columns:>5} columns  blake3 {found.digests[name][:12]}"
+            for name, (rows, columns) in shapes.items()
+        ]
+    return _said(DONE, lines, lambda: documents.tables(found))
 
 
-def status(found: list[Standing]) -> int:
-    """Prints how studies stand, the only one in full; returns the exit code."""
-    if len(found) == 1:
-        one = found[0]
-        _print_table(
-            ("configuration", "state", "epochs", f"best {one.study.spec.monitor}", "checkpoints", ""),
-            [
-                (
-                    _name(each.lineage),
-                    each.state,
-                    f"{each.lineage.epochs}/{each.lineage.extended or one.study.spec.max_epochs}",
-                    "" if each.lineage.best is None else f"{each.lineage.best['value']:.6g}",
-                    f"{each.size_bytes:,} bytes",
-                    each.why,
-                )
-                for each in one.configurations
-            ],
-        )
-        print()
+def status(found: list[Standing], seen: Overview | None) -> Said:
+    """How studies stand; one that was asked for in full, with what is `seen` of it."""
+    lines = []
+    if seen is not None:
+        (one,) = found
+        header = ("configuration", "state", "epochs", f"best {one.study.spec.monitor}", "checkpoints", "")
+        rows = [
+            (
+                _name(each.lineage),
+                each.state,
+                f"{each.lineage.epochs}/{each.lineage.extended or one.study.spec.max_epochs}",
+                "" if each.lineage.best is None else f"{each.lineage.best['value']:.6g}",
+                f"{each.size_bytes:,} bytes",
+                each.why,
+            )
+            for each in one.configurations
+        ]
+        lines += [*_table(header, rows), "", *plain(whole(seen)), ""]
     for one in found:
         states = ", ".join(f"{count} {state}" for state, count in sorted(one.states.items()))
         left = f", {one.left} still to be drawn" if one.left else ""
         done = "done" if one.over else "not done"
-        print(f"study {one.study.name}: {done}; {states or 'no configuration yet'}{left}; {one.size_bytes:,} bytes")
-    if not found:
-        print("no study yet")
-    return DONE
+        lines.append(
+            f"study {one.study.name}: {done}; {states or 'no configuration yet'}{left}; {one.size_bytes:,} bytes"
+        )
+    return _said(DONE, lines or ["no study yet"], lambda: documents.studies(found))
 
 
-def reported(study: Study) -> int:
-    """Prints where what was rebuilt of a study is to be seen; returns the exit code."""
-    site = Site.of(study)
-    print(f"study {study.name}: its pages, pictures and report are up to date")
-    print(f"report:    {links.artifact(site.experiment_id, site.run_id, 'report.html')}")
-    _print_links(study, None)
-    return DONE
+def reported(study: Study) -> Said:
+    """Where what was rebuilt of a study is to be seen."""
+    document = documents.reported(study)
+    lines = [
+        f"study {study.name}: its pages, pictures and report are up to date",
+        f"report:    {document['report']}",
+        *_links(study, None),
+    ]
+    return _said(DONE, lines, lambda: document)
 
 
-def verdicts(found: list[Verdict]) -> int:
-    """Prints what is true of each checkpoint; 1 if one that counts does not verify."""
+def verdicts(found: list[Verdict]) -> Said:
+    """What is true of each checkpoint; 1 if one that counts does not verify."""
+    lines = []
     for one in found:
         state = "verifies" if one.problem is None else f"does not verify: {one.problem}"
         notes = ["a resume starts here"] * one.next + ["does not count: its trial had ended"] * (not one.counts)
-        print("  ".join((one.owner, one.name, f"{one.size_bytes:>12,} bytes", state, *notes)))
+        lines.append("  ".join((one.owner, one.name, f"{one.size_bytes:>12,} bytes", state, *notes)))
     bad = [one for one in found if one.counts and one.problem is not None]
-    print(f"{len(found)} checkpoints, {len(bad)} of them do not verify")
-    return FAILED if bad else DONE
+    lines.append(f"{len(found)} checkpoints, {len(bad)} of them do not verify")
+    return _said(FAILED if bad else DONE, lines, lambda: documents.verdicts(found))
 
 
-def tree(checkpoint: Checkpoint) -> int:
-    """Prints a checkpoint's tensors as a tree; returns the exit code."""
+def tree(checkpoint: Checkpoint) -> Said:
+    """A checkpoint's tensors as a tree."""
     manifest = checkpoint.manifest
     position = manifest.position
-    print(f"{checkpoint.name}  stage {position.stage}, epoch {position.epoch}, batch {position.batch}")
-    for name, value in sorted(checkpoint.metrics.items()):
-        print(f"  {name} = {value:.6g}")
+    lines = [
+        f"{checkpoint.name}  stage {position.stage}, epoch {position.epoch}, batch {position.batch}",
+        *(f"  {name} = {value:.6g}" for name, value in sorted(checkpoint.metrics.items())),
+    ]
     above: list[str] = []
     for name, tensor in sorted(manifest.tensors.items()):
         *parents, leaf = name.split(".")
         common = 0
         while common < min(len(parents), len(above)) and parents[common] == above[common]:
             common += 1
-        for depth in range(common, len(parents)):
-            print(f"{'  ' * depth}{parents[depth]}")
+        lines += [f"{'  ' * depth}{parents[depth]}" for depth in range(common, len(parents))]
         above = parents
         shape = "x".join(str(size) for size in tensor.shape) or "scalar"
-        print(f"{'  ' * len(parents)}{leaf}  {tensor.dtype} {shape}  {tensor.size_bytes:,} bytes")
-    print(f"{len(manifest.tensors)} tensors, {manifest.size_bytes:,} bytes")
-    return DONE
+        lines.append(f"{'  ' * len(parents)}{leaf}  {tensor.dtype} {shape}  {tensor.size_bytes:,} bytes")
+    lines.append(f"{len(manifest.tensors)} tensors, {manifest.size_bytes:,} bytes")
+    return _said(DONE, lines, lambda: documents.inspected(checkpoint))
 
 
-def checks(found: Iterable[Finding]) -> int:
-    """Prints a line for each thing that was tried, as soon as it was; 1 if one of them is not as it has to be."""
-    problems = 0
-    for one in found:
-        print(f"{'fails' if one.is_problem else 'ok':<6}{one.what:<16}{one.says}", flush=True)
-        problems += one.is_problem
-    return FAILED if problems else DONE
+def checks(found: Iterable[Finding]) -> Said:
+    """A line for each thing that was tried; exit code 1 if one of them is not as it has to be."""
+    tried = list(found)
+    lines = [f"{'fails' if one.is_problem else 'ok':<6}{one.what:<16}{one.says}" for one in tried]
+    code = FAILED if any(one.is_problem for one in tried) else DONE
+    return _said(code, lines, lambda: documents.checks(tried))
 
 
-def proof(found: Proof) -> int:
-    """Prints whether the bits agree, or where they part and what that usually means; 1 if they part."""
+def proof(found: Proof) -> Said:
+    """Whether the bits agree, or where they part and what that usually means; 1 if they part."""
+    return _said(DONE if found.agrees else FAILED, _proof(found), lambda: documents.proof(found))
+
+
+def _proof(found: Proof) -> list[str]:
     kills = "once" if len(found.strikes) == 1 else f"{len(found.strikes)} times"
     places = ", ".join(strike.describe(stages=found.stages) for strike in found.strikes)
     trained = f"{found.epochs} epochs, {found.batches} batches"
     if found.agrees:
         words = {"tensor": "tensors", "state": "state entries", "metric": "metric values"}
         counts = ", ".join(f"{count} {words[kind]}" for kind, count in found.compared.items())
-        print(f"the bits agree: {found.file}, {trained}, killed {kills} ({places}); {counts} are the same")
-        return DONE
+        return [f"the bits agree: {found.file}, {trained}, killed {kills} ({places}); {counts} are the same"]
     where = f" {describe(found.first[0].at, stages=found.stages)}" if found.first and found.first[0].at else ""
     since = "" if found.resumed is None else f", resumed {describe(found.resumed, stages=found.stages)}"
-    print(f"the bits part{where}{since}: {found.file}, {trained}, killed {kills} ({places})")
+    lines = [f"the bits part{where}{since}: {found.file}, {trained}, killed {kills} ({places})"]
     for title, differences in (("first", found.first), ("in the end,", found.last)):
         for one in differences:
             place = "" if one.at is None else f" {describe(one.at, stages=found.stages)}"
             others = f" (and {one.others} more)" if one.others else ""
-            print(f"{title} {one.kind}: {one.name}{others}{place}{f': {one.how}' if one.how else ''}")
-    for hint in found.hints:
-        print(f"likely: {hint}")
-    print(f"both lie in {found.folder}")
-    return FAILED
+            lines.append(f"{title} {one.kind}: {one.name}{others}{place}{f': {one.how}' if one.how else ''}")
+    return [*lines, *(f"likely: {hint}" for hint in found.hints), f"both lie in {found.folder}"]
 
 
 def _headline(result: Result) -> str:
@@ -199,7 +231,7 @@ def _reopened(study: Study, lineage: Lineage, *, trained: bool) -> str:
     return f"{which} is {state_of(lineage, over=True)} at epoch {lineage.epochs}"
 
 
-def _print_best(study: Study, *, over: bool) -> None:
+def _best(study: Study, *, over: bool) -> list[str]:
     spec = study.spec
     unbeaten = {lineage.number for lineage in front(study)} if spec.others else set()
     shown = sorted(ranking(study), key=lambda one: one.number not in unbeaten)
@@ -213,10 +245,11 @@ def _print_best(study: Study, *, over: bool) -> None:
         )
         for lineage in shown[: max(SHOWN, len(unbeaten))]
     ]
-    if rows:
-        _print_table(("configuration", "state", "epochs", *(f"best {name}" for name in spec.objectives), ""), rows)
+    header = ("configuration", "state", "epochs", *(f"best {name}" for name in spec.objectives), "")
+    lines = _table(header, rows) if rows else []
     if len(unbeaten) > 1:
-        print(f"the first {len(unbeaten)} are each better than all others in something")
+        lines.append(f"the first {len(unbeaten)} are each better than all others in something")
+    return lines
 
 
 def _values(lineage: Lineage, spec: StudySpec) -> list[str]:
@@ -225,49 +258,56 @@ def _values(lineage: Lineage, spec: StudySpec) -> list[str]:
     return [f"{best['value']:.6g}", *(f"{best['metrics'][name]:.6g}" for name in spec.others)]
 
 
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
 
 
 def _name(lineage: Lineage) -> str:
     return run_name(lineage.number, lineage.head.params or lineage.config or {})
 
 
-def _print_evaluation(study: Study, found: Evaluation) -> None:
+def _evaluation(study: Study, found: Evaluation) -> list[str]:
     values = "  ".join(f"{name} {value:.6g}" for name, value in found.metrics.items())
-    print(f"evaluated #{found.number:02d}{'' if found.fresh else ' (before)'}: {values}")
+    line = f"evaluated #{found.number:02d}{'' if found.fresh else ' (before)'}: {values}"
     if found.version is not None:
-        print(f"registered as models:/{study.name}/{found.version}")
-    else:
-        print("no model registered: evaluate must track one model and ask it, by predict(table) or as model(tensor)")
+        return [line, f"registered as models:/{study.name}/{found.version}"]
+    return [
+        line,
+        "no model registered: evaluate must track one model and ask it, by predict(table) or as model(tensor)",
+    ]
 
 
-def _print_next(study: Study, *, over: bool) -> None:
+def _next(study: Study, *, over: bool) -> list[str]:
     resume = f"python -m pipeline resume --study {study.name}"
     if not over:
-        print(f"continue:  {resume}")
-        return
+        return [f"continue:  {resume}"]
+    lines = []
     if study.spec.others and len(front(study)) > 1:
-        print(f"evaluate one of the best:  python -m pipeline evaluate --study {study.name} --configuration NUMBER")
+        evaluate = f"python -m pipeline evaluate --study {study.name} --configuration NUMBER"
+        lines.append(f"evaluate one of the best:  {evaluate}")
     pruned = [one for one in ranking(study) if state_of(one, over=True) == "pruned"]
     if pruned:
-        print(f"take a pruned one to the end:  {resume} --configuration {pruned[0].number}")
+        lines.append(f"take a pruned one to the end:  {resume} --configuration {pruned[0].number}")
+    return lines
 
 
-def _print_links(study: Study, found: Evaluation | None) -> None:
+def _links(study: Study, found: Evaluation | None) -> list[str]:
     site, spec = Site.of(study), study.spec
     minimize = spec.direction == "minimize"
-    print(f"study:     {links.run(site.experiment_id, site.run_id)}")
-    print(f"curves:    {links.configurations(site.experiment_id, study.name, spec.monitor, ascending=minimize)}")
+    lines = [
+        f"study:     {links.run(site.experiment_id, site.run_id)}",
+        f"curves:    {links.configurations(site.experiment_id, study.name, spec.monitor, ascending=minimize)}",
+    ]
     if found is not None and found.version is not None:
-        print(f"model:     {links.model(study.name, found.version)}")
-    _print_ui()
+        lines.append(f"model:     {links.model(study.name, found.version)}")
+    return [*lines, *_ui()]
 
 
-def _print_ui() -> None:
+def _ui() -> list[str]:
     """Where no server answers to the links, what has to be started first."""
     command = links.ui_command()
-    if command is not None:
-        print(f"the links want the MLflow UI:  {command}")
+    return [] if command is None else [f"the links want the MLflow UI:  {command}"]

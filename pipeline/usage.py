@@ -59,7 +59,7 @@ COMMANDS = {
     ),
     "status": Usage(
         summary="Shows how a study stands, or all of them: what runs, what is paused, what is left.",
-        example="python -m pipeline status --study digits",
+        example="python -m pipeline status --study digits --watch",
     ),
     "report": Usage(
         summary="Rebuilds what MLflow shows of a study: pages, pictures, tables and a report that stands alone.",

@@ -11,9 +11,10 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (  # the highest first; a part imports its own layer and those below
     ("cli", "front", "__main__"),
-    ("completion", "summary", "commands", "results"),
+    ("completion", "summary", "documents", "commands", "results"),
     ("checking",),
     ("session", "planning", "proving"),
+    ("terminal",),
     ("engines",),
     ("report",),
     ("sweep",),

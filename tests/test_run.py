@@ -3,7 +3,7 @@
 import contextlib
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -768,7 +768,7 @@ class Behind(LocalSegment):
             self.newest.taken.release()
         self.newest = snapshot
 
-    def moved(self, position: Position) -> None:
+    def moved(self, position: Position, means: Mapping[str, Sequence[float]]) -> None:
         pass
 
     def asked_to_stop(self) -> str | None:

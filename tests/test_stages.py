@@ -1,6 +1,6 @@
 """Several stages in one training: each resumes in itself, and sees what the one before ended with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Watched(LocalSegment):
         if snapshot.manifest.position == self.cut_at:
             raise Killed
 
-    def moved(self, position: Position) -> None:
+    def moved(self, position: Position, means: Mapping[str, Sequence[float]]) -> None:
         pass
 
     def asked_to_stop(self) -> str | None:

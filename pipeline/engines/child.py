@@ -9,10 +9,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.engines.output import Output
 from pipeline.errors import ThawError
 from pipeline.signals import StopRequest
 from pipeline.sweep.patience import Patience, Unsaved
@@ -67,8 +68,11 @@ class Job:
     system_metrics: bool = False
 
 
-def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, supervisor: int, log_level: int) -> None:
-    """The whole life of a worker process; it exits with one of the codes above."""
+def work_as_process(
+    job: Job, pulse: Pulse, stacks: Path, device: str | None, supervisor: int, log_level: int, output: Output | None
+) -> None:
+    """The whole life of a worker process; it exits with one of the codes above. `output` takes what it writes."""
+    lead_back = None if output is None else output.take()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     faulthandler.register(DUMP_SIGNAL, file=stacks.open("w"), all_threads=True)
@@ -81,7 +85,7 @@ def work_as_process(job: Job, pulse: Pulse, stacks: Path, device: str | None, su
     with tempfile.TemporaryDirectory():
         pass
     pulse.keep()
-    _watch_parent(stop, pulse)
+    _watch_parent(stop, pulse, lead_back)
     configure_logging(log_level)
     if job.system_metrics:
         sample_system()
@@ -122,13 +126,15 @@ def _open(job: Job, stop: StopRequest) -> Study:
         stop.wait(patience.pause_s)
 
 
-def _watch_parent(stop: StopRequest, pulse: Pulse) -> None:
+def _watch_parent(stop: StopRequest, pulse: Pulse, lead_back: Callable[[], None] | None) -> None:
     """When the supervisor dies, its workers take their checkpoints and leave; no orphan trains on, nor hangs on."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         parent.join()
+        if lead_back is not None:
+            lead_back()
         stop.ask("the supervisor is gone")
         log.warning("the supervisor is gone: a worker takes its checkpoint and leaves")
         while pulse.still_s() is None:

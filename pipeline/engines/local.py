@@ -18,16 +18,19 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 from pipeline import signals
 from pipeline.checkpoint.environment import visible_devices
 from pipeline.engines.child import DONE, DUMP_SIGNAL, GIVEN_UP, LEFT, SPENT, STOPPED, UNSAVED, Job, work_as_process
+from pipeline.engines.output import Output
 from pipeline.errors import ThawError
 from pipeline.signals import StopRequest
 from pipeline.sweep.failures import OomKills, end_hung
 from pipeline.sweep.lineage import LOST, OUT_OF_MEMORY, PREEMPTED
+from pipeline.sweep.place import SharedPlace
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.study import Study
 from pipeline.tracking import runs
@@ -60,7 +63,17 @@ def start_forkserver() -> ForkServerContext:
     return context
 
 
-def run(job: Job, context: ForkServerContext, stop: StopRequest) -> bool:
+class Watcher(Protocol):
+    """Shows what the workers do, each by the number of its slot."""
+
+    def started(self, slot: int, place: SharedPlace, output: Output) -> None:
+        """A worker was started, in place of another one or not; what it writes is to be read until its end."""
+
+    def ended(self, slot: int) -> None:
+        """A worker has ended; another may take its place."""
+
+
+def run(job: Job, context: ForkServerContext, stop: StopRequest, watcher: Watcher | None = None) -> bool:
     """Runs the workers until nothing is left to do (True) or everything was stopped (False).
 
     Raises:
@@ -69,7 +82,7 @@ def run(job: Job, context: ForkServerContext, stop: StopRequest) -> bool:
     deadline = None if job.timeout_s is None else time.monotonic() + job.timeout_s
     parent = os.getppid()
     with tempfile.TemporaryDirectory(prefix="thaw-") as folder:
-        supervisor = _Supervisor(job, context, stop, Path(folder))
+        supervisor = _Supervisor(job, context, stop, Path(folder), watcher)
         try:
             while supervisor.workers:
                 if deadline is not None and time.monotonic() >= deadline and stop.reason is None:
@@ -103,11 +116,14 @@ class _Worker:
 class _Supervisor:
     """The worker processes of a job."""
 
-    def __init__(self, job: Job, context: ForkServerContext, stop: StopRequest, folder: Path) -> None:
+    def __init__(
+        self, job: Job, context: ForkServerContext, stop: StopRequest, folder: Path, watcher: Watcher | None
+    ) -> None:
         self._job = job
         self._context = context
         self._stop = stop
         self._folder = folder
+        self._watcher = watcher
         self._study = Study.load(job.study, job.storage)
         self._oom_kills = OomKills()
         self._devices = visible_devices()
@@ -129,6 +145,8 @@ class _Supervisor:
         multiprocessing.connection.wait([worker.process.sentinel for worker in self.workers], TICK_S)
         for worker in [one for one in self.workers if not one.process.is_alive()]:
             self.workers.remove(worker)
+            if self._watcher is not None:
+                self._watcher.ended(worker.slot)
             self._ended(worker)
         if self._unclosed is not None:
             with suppress(Exception):  # the database is still away
@@ -163,7 +181,8 @@ class _Supervisor:
         pulse = Pulse(self._context, self._job.hang_timeout_s)
         stacks = self._folder / f"stacks-{next(self._started)}.txt"
         device = self._devices[slot // self._job.workers_per_gpu % len(self._devices)] if self._devices else None
-        arguments = (self._job, pulse, stacks, device, os.getpid(), logging.getLogger().level)
+        output = None if self._watcher is None else Output(self._context)
+        arguments = (self._job, pulse, stacks, device, os.getpid(), logging.getLogger().level, output)
         process = self._context.Process(target=work_as_process, args=arguments, daemon=False)
         for last in (False, False, True):
             try:
@@ -174,6 +193,9 @@ class _Supervisor:
                 if last:
                     raise
                 process = self._context.Process(target=work_as_process, args=arguments, daemon=False)
+        if self._watcher is not None and output is not None:
+            output.started()
+            self._watcher.started(slot, pulse.place, output)
         return _Worker(process=process, slot=slot, pulse=pulse, stacks=stacks)
 
     def _ended(self, worker: _Worker) -> None:

@@ -1,6 +1,6 @@
 """The segment of a proof: checkpoints in a folder, a record of every batch, and a place to be killed at."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class ProvingSegment:
     def checkpoint(self, name: str) -> Checkpoint:
         return self._inner.checkpoint(name)
 
-    def moved(self, position: Position) -> None:
+    def moved(self, position: Position, means: Mapping[str, Sequence[float]]) -> None:
         pass
 
     def asked_to_stop(self) -> str | None:

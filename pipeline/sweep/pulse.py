@@ -9,6 +9,8 @@ from multiprocessing.context import BaseContext
 from statistics import median
 from typing import Any
 
+from pipeline.sweep.place import SharedPlace
+
 MEDIAN_EPOCHS, LEAST_S = 10, 60.0
 UNKNOWN_S = 3600.0  # while no epoch is known, and until a segment first moves: models are built, data are read
 TICK_S = 1.0
@@ -17,7 +19,7 @@ log = logging.getLogger("pipeline")
 
 
 class Pulse:
-    """When training last moved, and how long it may stand still, on the clock of the machine.
+    """When training last moved, and how long it may stand still, on the clock of the machine; `place` says where it is.
 
     In shared memory, for the supervisor to read: a thread of the worker itself could not be trusted to look, because a
     loop that hangs in C code may hold the GIL for ever.
@@ -28,6 +30,7 @@ class Pulse:
         # When it moved, 0 before it ever did; for how long it may stand still. Always written in this order and read in
         # the other: so a new limit is never held against an old time.
         self._shared: Any = context.RawArray("d", [0.0, self._limit_s(LEAST_S)])
+        self.place = SharedPlace(context)
         self._has_to_move = False
 
     def keep(self) -> None:

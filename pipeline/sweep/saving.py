@@ -37,6 +37,7 @@ class Saver:
         self._lineage = lineage
         self._id = lineage.head._trial_id
         self._monitor = monitor
+        self._began_s = time.time()
         self._run_id = run_id
         self._spool = Spool(run_id)
         self._patience = Patience(outage_s)
@@ -211,7 +212,7 @@ class Saver:
         if manifest is None:
             manifest = commit()
         self._kept[name] = manifest
-        self._study.set(self._id, "progress", progress_from(manifest))
+        self._study.set(self._id, "progress", {**progress_from(manifest), "seconds": self._seconds(manifest)})
         for report in manifest.history[self._reported :]:  # snapshots before this one may have been dropped
             self._study.report(self._id, report.epoch, report.metrics[self._monitor])
         self._reported = len(manifest.history)
@@ -219,6 +220,11 @@ class Saver:
         if time.monotonic() - self._logged_s >= LOG_EVERY_S:
             self._log()
         self._retain(manifest)
+
+    def _seconds(self, manifest: Manifest) -> float:
+        """From the segment's beginning to its last report: what its epochs have taken."""
+        reported_s = manifest.history[-1].time_ms / 1000 if manifest.history else 0.0
+        return max(0.0, reported_s - self._began_s)
 
     def _retain(self, manifest: Manifest) -> None:
         best = manifest.best.checkpoint if manifest.best is not None else None

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -91,6 +91,12 @@ class TrialSegment:
             self._epochs_s.extend(after - before for before, after in pairwise(times_s))
         self._epoch_began_s = time.monotonic() if found is None or found[0].position.batch == 0 else None
         self._pulse.begin()
+        self._pulse.place.begin(
+            self._lineage.number,
+            until=budget.granted(self._lineage.head) or self._lineage.until,
+            epochs=0 if found is None else len(found[0].history),
+            inside=found is not None and found[0].position.batch > 0,
+        )
         return found
 
     def _resume(self) -> tuple[Manifest, dict[str, Any]] | None:
@@ -159,6 +165,7 @@ class TrialSegment:
             self._saver.close()
         finally:
             self._heartbeats.close()
+            self._pulse.place.end()
 
     def _flush(self) -> None:
         with self._pulse.resting():
@@ -168,8 +175,9 @@ class TrialSegment:
     def _name(self) -> str:
         return f"#{self._lineage.number:02d}"
 
-    def moved(self, position: Position) -> None:
+    def moved(self, position: Position, means: Mapping[str, Sequence[float]]) -> None:
         self._pulse.moved()
+        self._pulse.place.moved(position.batch, means)
         if position.batch == 0:
             now_s = time.monotonic()
             if self._epoch_began_s is not None:

@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import optuna
+import sqlalchemy
 from optuna.storages import RDBStorage, get_storage
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import ThawError, UsageError
@@ -223,6 +225,18 @@ class Study:
 
     def beat(self, trial_id: int) -> None:
         self._heartbeats.record_heartbeat(trial_id)
+
+    def silences(self) -> dict[int, float]:
+        """Seconds since the last heartbeat of each trial that runs, by the database's clock."""
+        trial, heartbeat = models.TrialModel, models.TrialHeartbeatModel
+        query = (
+            sqlalchemy.select(trial.trial_id, heartbeat.heartbeat, sqlalchemy.func.now())
+            .join(heartbeat, heartbeat.trial_id == trial.trial_id)
+            .where(trial.study_id == self.id, trial.state == TrialState.RUNNING)
+        )
+        with self._heartbeats.engine.connect() as connection:
+            found = connection.execute(query).all()
+        return {number: (now.replace(tzinfo=None) - beat).total_seconds() for number, beat, now in found}
 
     def set(self, trial_id: int, name: str, value: Any) -> None:
         """Sets an attribute of a trial. Raises: Fenced."""

@@ -105,8 +105,8 @@ def _status(error: MlflowException) -> int:
 
 
 def sample_system() -> None:
-    """From now on MLflow samples the machine while a run is active in this process, and goes on with the run's steps."""
-    mlflow.enable_system_metrics_logging()
+    """From now on MLflow samples the machine while a run is active here, and goes on with the run's steps."""
+    mlflow.enable_system_metrics_logging()  # type: ignore[no-untyped-call]
 
 
 def refusal(error: Exception) -> str | None:
