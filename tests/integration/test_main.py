@@ -1,12 +1,12 @@
 """The whole job through MLflow, in a copy of the project whose path has a space and a letter beyond ASCII."""
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import mlflow
 import numpy as np
@@ -156,7 +156,7 @@ def test_the_last_lines_are_links_into_the_user_interface(job):
         assert f"study:     http://127.0.0.1:5000/#/experiments/1/runs/{study.info.run_id}" in output
         assert "curves:    http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART" in output
         assert f"model:     http://127.0.0.1:5000/#/models/{study.data.tags['study']}/versions/1" in output
-        store = shlex.quote(job.workplace.tracking_uri)
+        store = f"sqlite:///{quote(str(job.project / 'mlflow.db'))}"  # MLflow's own words for it
         assert f"want the MLflow UI:  python -m mlflow ui --backend-store-uri {store}\n" in output
         assert "Traceback" not in output
         assert "Warning" not in output
