@@ -87,3 +87,13 @@ def test_a_view_needs_a_terminal_that_can_move_its_cursor_and_somebody_before_it
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
             assert is_terminal(stream) is is_one
+
+
+def test_lines_that_a_narrower_terminal_has_broken_are_drawn_over_as_well(screen):
+    terminal = screen(80)
+    canvas = Canvas(terminal.stream)
+    canvas.draw(Text("short\nlonger than forty columns, but not than eighty"))
+    terminal.resize(40)
+    canvas.draw(None)
+    assert terminal.lines is not None
+    assert b"\x1b[3A" in terminal.written, "one line, and one that takes two now"
