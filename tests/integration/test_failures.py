@@ -52,7 +52,8 @@ def test_a_trouble_is_told_apart_and_tried_again_as_its_class_says(troubled: Wor
     assert [segment.user_attrs["ended"] for segment in lineage.segments] == ended
     (run,) = troubled.runs(kind="configuration", configuration=str(number))
     assert (run.info.status, run.data.tags["ended"]) == (status, ended[-1])
-    (line,) = [one for one in troubled.run("status", "--study", "troubled").splitlines() if f"#{number:02d} " in one]
+    shown = troubled.run("status", "--study", "troubled").splitlines()
+    (line,) = [one for one in shown if one.startswith(f"#{number:02d} ")]
     assert line.rstrip().endswith(says) if not says else says in line
 
 
