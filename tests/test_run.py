@@ -463,7 +463,8 @@ def test_an_epoch_that_breaks_a_constraint_is_best_only_among_such(tmp_path: Pat
         run.track(model=net())
         for epoch in run.epochs():
             run.report(loss=losses[epoch], accuracy=0.5, over=over[epoch])
-            bests.append(run._best.epoch if run._best is not None else 0)
+            best = run._course.best
+            bests.append(best.epoch if best is not None else 0)
 
     bests: list[int] = []
     several = {"monitor": ("loss", "accuracy"), "direction": ("minimize", "maximize"), "constraints": ("over",)}
