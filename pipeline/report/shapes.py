@@ -91,7 +91,7 @@ def curves(found: Found) -> list[Curve]:
 
 def spans_decades(values: Sequence[float]) -> bool:
     """Whether a logarithmic scale shows them better."""
-    return bool(values) and min(values) > 0 and max(values) / min(values) > 100
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 10
 
 
 def bars(found: Found) -> list[Bar]:
