@@ -7,6 +7,10 @@ of it. Three kinds of loaders, three ways:
   nothing that was seen is loaded. Workers seed each sample by (seed, stage, epoch, index).
 - a loader with `state_dict`: asked for its own state.
 - any other iterable: replayed up to batch k, in a random stream of its own, which is warned about.
+
+Of several processes that train together, each draws the same order and loads its part of each batch. So a position,
+and a batch size, mean the same with however many processes; they get equally many samples of each batch, the first of
+them again where it does not divide evenly. Only the first kind of loader can be split so.
 """
 
 import copy
@@ -16,14 +20,16 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 import torch
 from blake3 import blake3
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, get_worker_info
 
 from pipeline import signals
+from pipeline.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +97,13 @@ class Feed:
 class Feeds:
     """Opens a feed for an epoch of a loader; keeps persistent workers alive from one epoch to the next.
 
-    Generators in `tracked` are left alone: who tracks them keeps their state.
+    Generators in `tracked` are left alone: who tracks them keeps their state. `rank` is this process among the
+    `world_size` that train together.
     """
 
-    def __init__(self, tracked: Iterable[torch.Generator] = ()) -> None:
+    def __init__(self, tracked: Iterable[torch.Generator] = (), *, rank: int = 0, world_size: int = 1) -> None:
         self._tracked = list(tracked)
+        self._rank, self._world_size = rank, world_size
         self._warned = False
         self._indexed: weakref.WeakKeyDictionary[DataLoader[Any], _Indexed] = weakref.WeakKeyDictionary()
 
@@ -103,6 +111,7 @@ class Feeds:
         """The feed of `loader`, from batch `skip` on.
 
         `key` names (seed, stage, epoch); `saved` is what a checkpoint kept of the loader, or None.
+        Raises: UsageError, for one that several processes cannot share.
         """
         if isinstance(loader, DataLoader):
             _protect_workers(loader)
@@ -110,12 +119,18 @@ class Feeds:
             self._warned = True
             log.warning("run.batches was given an iterator; make a new one each epoch, or a resumed run starts it anew")
         if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
+            self._check_alone("run.batches: several processes cannot share a loader that keeps its own state")
             return _stateful(loader, saved)
         if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset) and _is_finite(loader):
             if loader not in self._indexed:
-                self._indexed[loader] = _Indexed(loader, self._tracked)
+                self._indexed[loader] = _Indexed(loader, self._tracked, self._rank, self._world_size)
             return self._indexed[loader].open(key, skip, saved)
+        self._check_alone("run.batches: several processes can share a DataLoader of a dataset with a length only")
         return _replayed(loader, _OwnGenerators(loader, self._tracked), key, skip, saved)
+
+    def _check_alone(self, otherwise: str) -> None:
+        if self._world_size > 1:
+            raise UsageError(f"{otherwise}; use an ordinary DataLoader, or --processes-per-trial 1")
 
 
 def _source(loader: DataLoader[Any]) -> Any:
@@ -135,8 +150,11 @@ def _is_finite(loader: DataLoader[Any]) -> bool:
 class _Indexed:
     """A map-style loader whose order we draw."""
 
-    def __init__(self, loader: DataLoader[Any], tracked: Sequence[torch.Generator]) -> None:
+    def __init__(self, loader: DataLoader[Any], tracked: Sequence[torch.Generator], rank: int, world_size: int) -> None:
         self._source = _source(loader)
+        self._rank, self._world_size = rank, world_size
+        if world_size > 1:
+            _check_splittable(loader)
         self._generators = _OwnGenerators(loader, tracked)
         self._order = _Order()
         workers = loader.num_workers > 0
@@ -165,7 +183,7 @@ class _Indexed:
     def open(self, key: str, skip: int, saved: dict[str, Any] | None) -> Feed:
         start = self._generators.start(saved, inside=skip > 0)
         with RandomStream(key), signals.blocked():
-            batches = list(self._source)[skip:]
+            batches = [self._part(batch) for batch in list(self._source)[skip:]]
             self._order.entries = [self._keyed(key, batch) for batch in batches] if self._seeded else batches
             iterator = iter(self._loader)
         return Feed(
@@ -174,8 +192,25 @@ class _Indexed:
             after=self._generators.states,
         )
 
+    def _part(self, batch: Any) -> Any:
+        """This process's samples of a batch."""
+        if self._world_size == 1:
+            return batch
+        size = -(-len(batch) // self._world_size)
+        return list(islice(cycle(batch), self._rank * size, (self._rank + 1) * size))
+
     def _keyed(self, key: str, batch: Any) -> Any:
         return [(key, index) for index in batch] if self._loader.batch_sampler is not None else (key, batch)
+
+
+def _check_splittable(loader: DataLoader[Any]) -> None:
+    if loader.batch_sampler is None:
+        raise UsageError("run.batches: without a batch_size, several processes cannot share the loader; give it one")
+    if isinstance(getattr(loader.batch_sampler, "sampler", None), DistributedSampler):
+        raise UsageError(
+            "run.batches gives each process its part of each batch by itself; leave DistributedSampler out, for "
+            "instance DataLoader(dataset, batch_size=64, shuffle=True)"
+        )
 
 
 class _OwnGenerators:

@@ -98,7 +98,7 @@ def _sweep(
             grid=options.grid,
             warm_start=options.warm_start,
         ),
-        workers=options.workers,
+        workers=options.workers * (options.processes_per_trial or 1),
         accept_change=options.accept_change,
     )
     return summary.report(session.work(study, file, options.how(), evaluate=evaluate))

@@ -55,6 +55,8 @@ class WorkOptions(CommonOptions):
             default what the study was told last, else 3
         hang_timeout_s: how long training may stand still until it is killed; by default 10 epochs, at least 60 s
         workers_per_gpu: how many workers share a GPU before the next one gets some
+        processes_per_trial: how many processes train one configuration together, each with a GPU of its own if there
+            are any; by default as many as before in this study, at first 1
         report_every_s: seconds between two refreshes, at least, of what MLflow shows of the study; 0 for none, and
             PIPELINE_REPORT_EVERY_S, else 10, by default
         system_metrics: log CPU, memory, disk and GPU of each segment as well, sampled by MLflow
@@ -70,6 +72,7 @@ class WorkOptions(CommonOptions):
     max_retries: int | None = None
     hang_timeout_s: float | None = None
     workers_per_gpu: int = 1
+    processes_per_trial: int | None = None
     report_every_s: float = field(default_factory=lambda: float(os.environ.get("PIPELINE_REPORT_EVERY_S", "10")))
     system_metrics: bool = False
 
@@ -90,6 +93,8 @@ class WorkOptions(CommonOptions):
             raise UsageError(f"--hang-timeout-s {self.hang_timeout_s}: expected more than 0")
         if self.workers_per_gpu < 1:
             raise UsageError(f"--workers-per-gpu {self.workers_per_gpu}: expected at least 1")
+        if self.processes_per_trial is not None and self.processes_per_trial < 1:
+            raise UsageError(f"--processes-per-trial {self.processes_per_trial}: expected at least 1")
         if self.outage_s < 0:
             raise UsageError(f"--outage-s {self.outage_s}: expected at least 0")
         if self.report_every_s < 0:
@@ -105,6 +110,7 @@ class WorkOptions(CommonOptions):
             max_retries=self.max_retries,
             hang_timeout_s=self.hang_timeout_s,
             workers_per_gpu=self.workers_per_gpu,
+            processes=self.processes_per_trial,
             report_every_s=self.report_every_s,
             grace_s=self.grace_s,
             system_metrics=self.system_metrics,

@@ -3,13 +3,16 @@
 A run is restored in three steps, because a loop constructs things before it trains: `track` loads the tracked
 objects, `epochs` loads the random state of the epoch, and inside an epoch the first batch of `batches` loads
 objects and random state once more, as they were between the two batches where training stopped.
+
+Of several processes in one trial each has a run, and all of them do the same. Rank 0's writes the checkpoints and
+decides; where a decision depends on what one of them alone knows, they agree on it (see `pipeline.ranks`).
 """
 
 import inspect
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -28,6 +31,7 @@ from pipeline.checkpoint import (
     Schedule,
     Schedules,
     Snapshots,
+    as_seen_by,
     capture_generators,
     capture_random,
     check_encodable,
@@ -35,6 +39,10 @@ from pipeline.checkpoint import (
     check_schedule,
     checkpoint_name,
     generators,
+    merged,
+    nothing_taken,
+    own_part,
+    plain,
     restore,
     restore_generators,
     restore_random,
@@ -46,6 +54,7 @@ from pipeline.course import Course
 from pipeline.errors import MismatchError, UsageError
 from pipeline.experiment import Experiment, seed_for
 from pipeline.local import LocalSegment
+from pipeline.ranks import Ranks
 from pipeline.segment import Segment, Snapshot, Stopped
 
 
@@ -56,6 +65,8 @@ class Run:
         max_epochs: epochs this stage is planned for; what a schedule should span.
         seed: seed of this configuration; python, numpy and torch were seeded by it before `train`.
         device: where to put the model.
+        rank, world_size, is_main: of several processes in this trial the number of this one, how many there are, and
+            whether it is the first; 0, 1 and True where it is alone.
         data: the tables that `prepare` returned, by name.
         epoch: finished epochs of the stage; within the loop's body, the number of the current one, from 0.
         batch: finished batches of the current epoch.
@@ -78,7 +89,10 @@ class Run:
         resumed: tuple[Manifest, dict[str, Any]] | None,
         checkpoint_every_s: Every = 60.0,
         schedule: Schedule | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
+        self.rank, self.world_size, self.is_main = self._ranks.rank, self._ranks.world_size, self._ranks.is_main
         self.seed = seed
         self.stage = stage
         self.max_epochs = max_epochs
@@ -97,6 +111,7 @@ class Run:
         self._feeds: Feeds | None = None
         self._feed: Feed | None = None
         self._means: dict[str, list[float]] = {}
+        self._given: dict[str, float] = {}  # to `report`, which adds the averages
         self._report: Report | None = None
         self._course = Course(experiment)
         self._epoch_start: dict[str, Any] = {}
@@ -154,7 +169,9 @@ class Run:
         """Names what training changes; a resumed run loads their state here, in place.
 
         Takes whatever has `state_dict` and `load_state_dict`, and random generators of torch and NumPy. Call
-        it once everything is constructed, before the epochs loop.
+        it once everything is constructed, before the epochs loop. A model is saved under the same names whether or not
+        DistributedDataParallel is around it. Of several processes it is rank 0's objects that are saved, and loaded by
+        all: what is to differ between them is random state.
 
         Raises:
             EncodeError: a state holds something that a checkpoint cannot.
@@ -164,7 +181,7 @@ class Run:
         twice = sorted(set(objects) & set(self._objects))
         if twice:
             raise UsageError(f"run.track({twice[0]}=...): this name is tracked already; give every object its own")
-        self._objects |= objects
+        self._objects |= {name: plain(value) for name, value in objects.items()}
         check_encodable(self._objects)  # now, rather than after the first epoch
         if self._resumed is not None:
             if self._schedules is not None:
@@ -195,6 +212,8 @@ class Run:
                 restore_random(start["rng"])
             else:
                 self._resumed = None
+        elif self.rank > 0:
+            seed_all(self._own_seed())  # what was constructed before is the same on all
         self._watch()
         rng = capture_random()
         try:
@@ -209,7 +228,7 @@ class Run:
         """The batches of this epoch that remain; call it once an epoch.
 
         Between two of them a checkpoint may be taken, and a stop is obeyed. See `pipeline.batches` for how
-        the different loaders are entered in the middle.
+        the different loaders are entered in the middle. Several processes each get their part of every batch.
 
         Raises:
             UsageError: called a second time in an epoch.
@@ -222,7 +241,8 @@ class Run:
             )
         if self._feeds is None:
             own = generators(self._objects).values()
-            self._feeds = Feeds([one for one in own if isinstance(one, torch.Generator)])
+            tracked = [one for one in own if isinstance(one, torch.Generator)]
+            self._feeds = Feeds(tracked, rank=self.rank, world_size=self.world_size)
         saved, self._loader_saved = self._loader_saved, None
         self._feed = self._feeds.open(
             loader, key=f"{self.seed}/{self.stage}/{self.epoch}", skip=self.batch, saved=saved
@@ -241,9 +261,9 @@ class Run:
             self.batch += 1
             self.step += 1
             self._segment.moved(self._position(), self._means)
-            stop = self._segment.asked_to_stop()
+            stop, due = self._agree()
             # Taken before the next batch is loaded, which may draw; kept only if there is one.
-            snapshot = self._snapshot() if stop or self._pace.due() else None
+            snapshot = self._snapshot() if stop or due else None
             batch = next(self._feed.iterator, end)
             if snapshot is not None and batch is end:
                 snapshot.taken.settle()
@@ -255,6 +275,8 @@ class Run:
 
     def mean(self, **values: Any) -> None:
         """Adds to averages over the epoch, which `report` reports and a kill does not lose.
+
+        Of several processes each adds its own values, and what is reported is the average over all.
 
         Raises:
             UsageError: no number.
@@ -268,15 +290,15 @@ class Run:
     def report(self, **metrics: Any) -> None:
         """Gives the epoch's metrics, once an epoch; the averages of `mean` are added by themselves.
 
+        Of several processes it is rank 0's that count; the others may leave it out.
+
         Raises:
             UsageError: a second report in one epoch, no number, or the monitored metric is missing.
         """
         if self._report is not None:
             raise UsageError(f"run.report was called twice in epoch {self.epoch}; give all metrics in one call")
-        means = {name: total / count for name, (total, count) in self._means.items()}
-        values: dict[str, float] = means | {
-            name: _number(f"run.report({name}=...)", value) for name, value in metrics.items()
-        }
+        self._given = {name: _number(f"run.report({name}=...)", value) for name, value in metrics.items()}
+        values = _averages(self._means) | self._given
         for name in (*self._experiment.objectives, *self._experiment.constraints):
             if name not in values:
                 what = "constraint" if name in self._experiment.constraints else "monitored metric"
@@ -290,9 +312,9 @@ class Run:
         Raises:
             UsageError: no epoch was ever reported.
         """
-        if self._report is not None:
+        if self._ranks.share(self._report is not None):
             self.done = True  # else a kill before the study knows it would train the epochs that were left out
-            self._complete_epoch(self._report)
+            self._complete_epoch(self._agreed_report())
         if self._course.best is None:
             raise UsageError("train returned without one run.report(...); report every epoch in the epochs loop")
         return self._course.best
@@ -312,6 +334,10 @@ class Run:
         if self._resumed is not None:  # the stage had returned before a kill, and has nothing tracked here
             snapshot = replace(snapshot, state={**self._resumed, "loop": snapshot.state["loop"]})
         self._commit(snapshot)
+        if self.world_size > 1:  # the other processes read it from where it is stored
+            if self.is_main:
+                self._segment.checkpoint(self._previous)
+            self._ranks.share(None)
         return snapshot.manifest, {"loop": snapshot.state["loop"]}
 
     def close(self) -> None:
@@ -349,6 +375,7 @@ class Run:
         self._parent = manifest.trial
         self._previous = state["loop"]["previous"]
         if not manifest.position.is_stage_start:
+            state = as_seen_by(self.rank, self.world_size, state, self._own_seed())
             self._resumed = state
             self._loader_state = self._loader_saved = state["loop"]["loader"]
             self._inside = self.batch > 0
@@ -366,7 +393,7 @@ class Run:
 
     def _turn(self, frame: FrameType | None) -> dict[str, Any]:
         """Ends the epoch; returns the random state that the next one starts with."""
-        if self._report is None:
+        if self._report is None and self.is_main:
             caller = frame.f_back if frame is not None else None
             place = f" ({caller.f_code.co_filename}, line {caller.f_lineno})" if caller is not None else ""
             raise UsageError(
@@ -377,11 +404,11 @@ class Run:
             raise UsageError(
                 f"the checkpoint lies inside epoch {self.epoch}, which ran without run.batches; the loop was changed"
             )
-        report = self._report
+        report = self._agreed_report()
         snapshot = self._complete_epoch(report)
-        stop = None if self._is_over() else self._segment.asked_to_stop()
+        stop = None if self._is_over() else self._agree(now=True)[0]
         if not self._has_lost_patience():
-            stop = self._segment.after_epoch(report) or stop
+            stop = self._ranks.share(self._segment.after_epoch(report)) or stop
         if stop:
             self._leave(stop)
         rng: dict[str, Any] = snapshot.state["rng"]
@@ -392,6 +419,29 @@ class Run:
 
     def _has_lost_patience(self) -> bool:
         return self._course.has_lost_patience(self.epoch)
+
+    def _agree(self, *, now: bool = False) -> tuple[str | None, bool]:
+        """Why to stop here, if at all, and whether a checkpoint is due."""
+        stop = self._segment.asked_to_stop()
+        stops, due = self._ranks.agree(stop is not None, self.is_main and self._pace.due(), now=now)
+        return (stop or self._segment.asked_to_stop()) if stops else None, due
+
+    def _own_seed(self) -> int:
+        """Of what this process draws from here on, if no checkpoint says."""
+        return seed_for(seed_for(seed_for(self.seed, self.stage), self.rank), self.step)
+
+    def _agreed_report(self) -> Report:
+        """The epoch's report, with averages over all processes."""
+        if self.world_size == 1:
+            assert self._report is not None
+            return self._report
+        means = self._ranks.collect(self._means)
+        report = self._report
+        if report is not None:
+            report = replace(report, metrics=_averages(merged(means)) | self._given)
+        plain_report = self._ranks.share(None if report is None else asdict(report))
+        assert plain_report is not None
+        return Report(**plain_report)
 
     def _leave(self, why: str) -> NoReturn:
         self._settle()  # the user's `finally` may change weights
@@ -444,9 +494,17 @@ class Run:
             "stops_early": self._has_lost_patience(),
             "held": self._schedules is not None and self._schedules.held,
         }
+        if not self.is_main:
+            self._ranks.collect(own_part(self._objects, loop))
+            return Snapshot(manifest=manifest, state={"rng": capture_random(), "loop": loop}, taken=nothing_taken())
         taken = self._watch().take(inside=inside, at_once=must_stand)
         self._pace.taken(taken)
-        return Snapshot(manifest=manifest, state={**taken.state, "rng": capture_random(), "loop": loop}, taken=taken)
+        state = {**taken.state, "rng": capture_random(), "loop": loop}
+        if self.world_size > 1:
+            nothing: dict[str, Any] = {}
+            others = self._ranks.collect(nothing)[1:]
+            state["ranks"] = {str(number): part for number, part in enumerate(others, start=1)}
+        return Snapshot(manifest=manifest, state=state, taken=taken)
 
     def _watch(self) -> Snapshots:
         """What takes the snapshots; from the first epoch on it sees each step of the optimizers."""
@@ -466,6 +524,10 @@ class Run:
     def _commit(self, snapshot: Snapshot) -> None:
         self._last = snapshot
         self._segment.commit(snapshot)
+
+
+def _averages(sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: total / count for name, (total, count) in sums.items()}
 
 
 def _number(place: str, value: Any) -> float:

@@ -57,6 +57,7 @@ class How:
     """How the work is done; no part of what its result is.
 
     Attributes:
+        processes: that train one configuration together; None for as many as the last time, at first 1.
         view: whether it is shown as it goes on, where there is a terminal.
     """
 
@@ -67,6 +68,7 @@ class How:
     hang_timeout_s: float | None
     workers_per_gpu: int
     keeping: Keeping
+    processes: int | None = None
     report_every_s: float = 0.0
     grace_s: float | None = None
     until: Until = "over"
@@ -314,6 +316,7 @@ class Session:
             max_total_epochs=how.max_total_epochs,
             hang_timeout_s=how.hang_timeout_s,
             workers_per_gpu=how.workers_per_gpu,
+            processes=_processes(study, how.processes),
             keeping=how.keeping,
             system_metrics=how.system_metrics,
             only=only,
@@ -395,6 +398,14 @@ class Session:
                 accept_change=accept_change,
                 first=lambda: snapshot(self._url, spec, file),
             )
+
+
+def _processes(study: Study, wanted: int | None) -> int:
+    """How many train one configuration together; the study remembers it, for with others the bits are others."""
+    known: int = study.attrs.get("processes", 1)
+    if wanted is not None and wanted != known:
+        study.set_attr("processes", wanted)
+    return known if wanted is None else wanted
 
 
 def _state(study: Study, *, over: bool, failed: bool) -> str:

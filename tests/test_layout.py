@@ -19,7 +19,7 @@ LAYERS = (  # the highest first; a part imports its own layer and those below
     ("report",),
     ("sweep",),
     ("stages",),
-    ("run", "batches", "course", "local", "segment"),
+    ("run", "batches", "course", "local", "ranks", "segment"),
     ("checkpoint", "tracking"),
     ("experiment",),
 )

@@ -14,6 +14,8 @@ from pipeline.checkpoint.manifest import (
     checkpoint_name,
     parse_name,
 )
+from pipeline.checkpoint.modules import plain
+from pipeline.checkpoint.parts import as_seen_by, merged, own_part
 from pipeline.checkpoint.random import (
     capture_generators,
     capture_random,
@@ -23,7 +25,7 @@ from pipeline.checkpoint.random import (
     seed_all,
 )
 from pipeline.checkpoint.schedules import Schedule, Schedules, check_schedule
-from pipeline.checkpoint.snapshots import Snapshots, Taken, Torn
+from pipeline.checkpoint.snapshots import Snapshots, Taken, Torn, nothing_taken
 from pipeline.checkpoint.store import FolderStore, MlflowStore, Store, load, load_newest
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Taken",
     "TensorEntry",
     "Torn",
+    "as_seen_by",
     "capture",
     "capture_generators",
     "capture_random",
@@ -56,7 +59,11 @@ __all__ = [
     "generators",
     "load",
     "load_newest",
+    "merged",
+    "nothing_taken",
+    "own_part",
     "parse_name",
+    "plain",
     "read_manifest",
     "read_state",
     "restore",

@@ -20,7 +20,7 @@ from pipeline.checkpoint.codec import encode
 from pipeline.checkpoint.random import capture_generator, generator_kind, restore_generator
 from pipeline.errors import CorruptCheckpoint, EncodeError, MismatchError, UsageError
 
-RESERVED = frozenset({"rng", "loop", "loader", "kinds", "grad", "transient"})
+RESERVED = frozenset({"rng", "loop", "loader", "kinds", "grad", "transient", "ranks"})
 CopyTensor = Callable[[Tensor], Tensor]
 _ATOMS = frozenset({type(None), bool, int, float, str})  # most of what there is
 _SHOWN = 10  # entries of each sort that a MismatchError lists

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.checkpoint.capture import check_names, restore
 from pipeline.checkpoint.files import read_tensors
 from pipeline.checkpoint.manifest import Manifest, Position, parse_name
+from pipeline.checkpoint.modules import plain
 from pipeline.checkpoint.store import FolderStore, MlflowStore, Store, load, load_manifest
 from pipeline.errors import CheckpointError, UsageError
 
@@ -140,6 +141,7 @@ class Checkpoint:
         checkpoint does not fit.
         """
         check_names(objects)
+        objects = {name: plain(value) for name, value in objects.items()}
         patterns = _patterns(include)
         others = [name for name, value in objects.items() if not isinstance(value, nn.Module)]
         if patterns is not None and others:

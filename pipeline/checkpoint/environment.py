@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 
 @cache
@@ -23,12 +24,13 @@ def visible_devices() -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """torch, device, threads and flags, as a manifest records them."""
+    """torch, device, threads, processes that train together and flags, as a manifest records them."""
     device = default_device()
     return {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "processes": dist.get_world_size() if dist.is_initialized() else 1,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "matmul_precision": torch.get_float32_matmul_precision(),

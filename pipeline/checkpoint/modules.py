@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pipeline.errors import EncodeError
@@ -18,6 +19,12 @@ def plain_name(name: str) -> str:
     if _COMPILED not in name:
         return name
     return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
+def plain(value: Any) -> Any:
+    """The module that DistributedDataParallel is around, whose names are the same without it; or what was given."""
+    inner = getattr(value, _COMPILED, value) if isinstance(value, nn.Module) else value
+    return inner.module if isinstance(inner, DistributedDataParallel) else value
 
 
 def module_state(name: str, module: nn.Module) -> dict[str, Any]:

@@ -53,6 +53,16 @@ def restore_random(state: Mapping[str, Any]) -> None:
         raise CorruptCheckpoint(f"rng: not a random state: {error}") from error
 
 
+def random_from(seed: int) -> dict[str, Any]:
+    """What `capture_random` would give after `seed_all(seed)`."""
+    before = capture_random()
+    seed_all(seed)
+    try:
+        return capture_random()
+    finally:
+        restore_random(before)
+
+
 def generators(objects: Mapping[str, object]) -> dict[str, Generator]:
     """Those of the tracked objects that are torch.Generators or NumPy Generators."""
     return {name: value for name, value in objects.items() if isinstance(value, torch.Generator | np.random.Generator)}

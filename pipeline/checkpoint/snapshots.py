@@ -88,6 +88,11 @@ class Taken:
             self._copied.wait()
 
 
+def nothing_taken() -> Taken:
+    """What a process has of a snapshot that another one takes."""
+    return Taken(Arena())
+
+
 class Snapshots:
     """Takes snapshots of the same objects, again and again, in the thread that trains them.
 

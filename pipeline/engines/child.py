@@ -15,7 +15,9 @@ from pathlib import Path
 
 from pipeline.engines.output import Output
 from pipeline.errors import ThawError
+from pipeline.ranks import connect as connect_ranks
 from pipeline.signals import StopRequest
+from pipeline.sweep.following import follow
 from pipeline.sweep.patience import Patience, Unsaved
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.segment import Keeping
@@ -50,6 +52,7 @@ class Job:
         until: how long they work, unless they are stopped.
         grace_s: how long a worker that is stopped may take for its checkpoint; None for as long as it takes.
         system_metrics: whether MLflow samples CPU, memory and GPU while a segment's run is the active one.
+        processes: how many train one configuration together: the worker, and others that train along.
     """
 
     study: str
@@ -66,12 +69,24 @@ class Job:
     until: Until = "over"
     grace_s: float | None = None
     system_metrics: bool = False
+    processes: int = 1
 
 
 def work_as_process(
-    job: Job, pulse: Pulse, stacks: Path, device: str | None, supervisor: int, log_level: int, output: Output | None
+    job: Job,
+    pulse: Pulse,
+    stacks: Path,
+    device: str | None,
+    supervisor: int,
+    log_level: int,
+    output: Output | None,
+    rank: int = 0,
+    rendezvous: Path | None = None,
 ) -> None:
-    """The whole life of a worker process; it exits with one of the codes above. `output` takes what it writes."""
+    """The whole life of a worker process; it exits with one of the codes above. `output` takes what it writes.
+
+    Or, with a rank above 0, of one that trains along with a worker: both meet at the file `rendezvous`.
+    """
     lead_back = None if output is None else output.take()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -84,12 +99,18 @@ def work_as_process(
     # holds it would wait for it for ever.
     with tempfile.TemporaryDirectory():
         pass
-    pulse.keep()
+    if rank == 0:
+        pulse.keep()
     _watch_parent(stop, pulse, lead_back)
-    configure_logging(log_level)
-    if job.system_metrics:
+    configure_logging(log_level if rank == 0 else max(log_level, logging.WARNING))
+    if job.system_metrics and rank == 0:
         sample_system()
     try:
+        ranks = None if rendezvous is None else connect_ranks(rank, job.processes, rendezvous, stop)
+        if ranks is not None and rank > 0:
+            connect(job.tracking_uri)
+            follow(ranks, stop, stacks.parent / f"{stacks.stem}-scratch")
+            sys.exit(DONE)
         study = _open(job, stop)
         study.supervisor = supervisor
         ended = work(
@@ -101,6 +122,7 @@ def work_as_process(
             max_total_epochs=job.max_total_epochs,
             here=job.file,
             until=job.until,
+            ranks=ranks,
         )
     except ThawError as error:
         log.error("%s", error)

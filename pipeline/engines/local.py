@@ -2,6 +2,13 @@
 
 This process, the supervisor, only watches: it starts workers anew when they die, passes a stop on to them, and
 waits until they have taken their checkpoints. When it dies itself, each worker notices and stops likewise.
+
+Where several processes train one configuration (`processes`), each worker is rank 0 and has others beside it that
+train along. They are started, watched and killed here, like the workers, which is what torchrun would do with
+`--max-restarts=0`. It is not used: below a worker it would load torch and the experiment anew for each segment (the
+forkserver has them), see neither a hang nor what a stop has to wait for, and be a second one that restarts things. Of
+torch's launcher that leaves the rendezvous, which is a file. When one of the processes is killed, the others are within
+a moment; the trial is lost, and goes on in fresh ones.
 """
 
 import logging
@@ -18,7 +25,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -26,7 +33,7 @@ from pipeline import signals
 from pipeline.checkpoint.environment import visible_devices
 from pipeline.engines.child import DONE, DUMP_SIGNAL, GIVEN_UP, LEFT, SPENT, STOPPED, UNSAVED, Job, work_as_process
 from pipeline.engines.output import Output
-from pipeline.errors import ThawError
+from pipeline.errors import ThawError, UsageError
 from pipeline.signals import StopRequest
 from pipeline.sweep.failures import OomKills, end_hung
 from pipeline.sweep.lineage import LOST, OUT_OF_MEMORY, PREEMPTED
@@ -45,6 +52,7 @@ PRELOADED = [
 ]
 DEATHS_IN_A_ROW = 5  # of workers that had not even begun a segment; each segment has its own limit
 TICK_S = 1.0
+PARTING_S = 10.0  # for a worker to record that one that trains along has failed
 DUMP_TICK_S, DUMP_TICKS = 0.2, 25
 FORKSERVER_GONE = 255  # what multiprocessing says of a process whose end it can't learn
 
@@ -98,19 +106,26 @@ def run(job: Job, context: ForkServerContext, stop: StopRequest, watcher: Watche
     return supervisor.done and stop.reason is None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Worker:
-    """A worker process.
+    """A worker process, and those that train along with it.
 
     Attributes:
-        slot: its place among the workers, which says what device it is given.
-        stacks: the file that it writes its stacks to when it is asked.
+        processes: by their ranks; the first is the worker.
+        slot: its place among the workers, which says what devices they are given.
+        stacks: the files that they write their stacks to when they are asked.
+        parting_s: when one that trains along has ended by an error, after which the worker is to end too.
     """
 
-    process: ForkServerProcess
+    processes: list[ForkServerProcess]
     slot: int
     pulse: Pulse
-    stacks: Path
+    stacks: list[Path]
+    parting_s: float | None = None
+
+    @property
+    def process(self) -> ForkServerProcess:
+        return self.processes[0]
 
 
 class _Supervisor:
@@ -127,6 +142,8 @@ class _Supervisor:
         self._study = Study.load(job.study, job.storage)
         self._oom_kills = OomKills()
         self._devices = visible_devices()
+        if job.processes > len(self._devices) > 0:
+            raise UsageError(f"--processes-per-trial {job.processes}: there are {len(self._devices)} GPUs here")
         self._started = count()
         self._stopping = False
         self._grace_ends_s: float | None = None
@@ -141,10 +158,14 @@ class _Supervisor:
             self.stop()
         if self._stop.at_once or self._is_grace_over():
             for worker in self.workers:
-                _kill(worker.process)
-        multiprocessing.connection.wait([worker.process.sentinel for worker in self.workers], TICK_S)
+                _kill_all(worker)
+        processes = [process for worker in self.workers for process in worker.processes]
+        multiprocessing.connection.wait([one.sentinel for one in processes if one.exitcode is None], TICK_S)
+        for worker in self.workers:
+            self._look_beside(worker)
         for worker in [one for one in self.workers if not one.process.is_alive()]:
             self.workers.remove(worker)
+            _kill_all(worker)
             if self._watcher is not None:
                 self._watcher.ended(worker.slot)
             self._ended(worker)
@@ -177,12 +198,36 @@ class _Supervisor:
         self._grace_ends_s = None
         return True
 
+    def _look_beside(self, worker: _Worker) -> None:
+        """Where one that trains along has ended, the worker ends too, or is killed: it would wait for it for ever."""
+        ended = [process.exitcode for process in worker.processes[1:] if not process.is_alive()]
+        if not ended:
+            return
+        now_s = time.monotonic()
+        worker.parting_s = worker.parting_s or now_s
+        is_killed = any(code is not None and code < 0 for code in ended)
+        if is_killed or now_s - worker.parting_s > PARTING_S:
+            _kill_all(worker)
+            worker.process.join()
+
     def _start(self, slot: int) -> _Worker:
         pulse = Pulse(self._context, self._job.hang_timeout_s)
-        stacks = self._folder / f"stacks-{next(self._started)}.txt"
-        device = self._devices[slot // self._job.workers_per_gpu % len(self._devices)] if self._devices else None
         output = None if self._watcher is None else Output(self._context)
-        arguments = (self._job, pulse, stacks, device, os.getpid(), logging.getLogger().level, output)
+        started, count = next(self._started), self._job.processes
+        stacks = [self._folder / f"stacks-{started}-{rank}.txt" for rank in range(count)]
+        rendezvous = self._folder / f"rendezvous-{started}" if count > 1 else None
+        processes = []
+        for rank in range(count):
+            place = slot // self._job.workers_per_gpu * count + rank
+            device = self._devices[place % len(self._devices)] if self._devices else None
+            arguments = (self._job, pulse, stacks[rank], device, os.getpid(), logging.getLogger().level, output)
+            processes.append(self._start_process((*arguments, rank, rendezvous)))
+        if self._watcher is not None and output is not None:
+            output.started()
+            self._watcher.started(slot, pulse.place, output)
+        return _Worker(processes=processes, slot=slot, pulse=pulse, stacks=stacks)
+
+    def _start_process(self, arguments: tuple[Any, ...]) -> ForkServerProcess:
         process = self._context.Process(target=work_as_process, args=arguments, daemon=False)
         for last in (False, False, True):
             try:
@@ -193,10 +238,7 @@ class _Supervisor:
                 if last:
                     raise
                 process = self._context.Process(target=work_as_process, args=arguments, daemon=False)
-        if self._watcher is not None and output is not None:
-            output.started()
-            self._watcher.started(slot, pulse.place, output)
-        return _Worker(process=process, slot=slot, pulse=pulse, stacks=stacks)
+        return process
 
     def _ended(self, worker: _Worker) -> None:
         process = worker.process
@@ -246,11 +288,11 @@ class _Supervisor:
         run_id, stacks = None, ""
         try:
             run_id = end_hung(self._study, process.pid, still_s)
-            stacks = _stacks(process.pid, worker.stacks)
+            stacks = _all_stacks(worker)
         except Exception as error:  # noqa: BLE001  stores and servers raise what they like
             log.warning("what stands still cannot be recorded: %s", " ".join(str(error).split()))
         # In any case: stopped in the middle of a write, it is itself what keeps everybody from the database.
-        _kill(process)
+        _kill_all(worker)
         if run_id is not None:
             try:
                 runs.log_text(run_id, stacks, "stacks.txt")
@@ -267,6 +309,12 @@ class _Supervisor:
             pass
 
 
+def _kill_all(worker: _Worker) -> None:
+    for process in worker.processes:
+        if process.is_alive():
+            _kill(process)
+
+
 def _kill(process: BaseProcess) -> None:
     """Kills a process and all that it has started."""
     with suppress(psutil.NoSuchProcess):
@@ -274,6 +322,14 @@ def _kill(process: BaseProcess) -> None:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
     process.kill()
+
+
+def _all_stacks(worker: _Worker) -> str:
+    """The stacks of the worker, and of those that train along: one of them may be what the others wait for."""
+    if len(worker.processes) == 1:
+        return _stacks(worker.process.pid or 0, worker.stacks[0])
+    alive = [(rank, one.pid) for rank, one in enumerate(worker.processes) if one.pid is not None and one.is_alive()]
+    return "\n".join(f"rank {rank}:\n{_stacks(pid, worker.stacks[rank])}" for rank, pid in alive)
 
 
 def _stacks(pid: int, file: Path) -> str:

@@ -9,6 +9,7 @@ import torch
 from pipeline.checkpoint import Schedule
 from pipeline.checkpoint.pace import Every
 from pipeline.experiment import Experiment
+from pipeline.ranks import Ranks
 from pipeline.run import Run
 from pipeline.segment import Segment, Stopped
 
@@ -39,12 +40,14 @@ def train(
     origin: Mapping[str, Any],
     checkpoint_every_s: Every,
     schedule: Schedule | None = None,
+    ranks: Ranks | None = None,
 ) -> str:
     """Trains one configuration from where it stands until it is complete or stopped.
 
     `max_epochs` is the budget of an experiment of one stage; several have their own. `threads` is the number of
     torch's threads; another number changes the bits. `origin` goes into each checkpoint: digests of code and data.
-    `schedule` says what the learning rate's does if the checkpoint was taken under a smaller budget.
+    `schedule` says what the learning rate's does if the checkpoint was taken under a smaller budget. `ranks` are the
+    processes of the trial, each of which calls this, if they are several.
 
     Returns why training ended: `complete`, or what the segment stopped it for.
     """
@@ -68,6 +71,7 @@ def train(
                 resumed=resumed,
                 checkpoint_every_s=checkpoint_every_s,
                 schedule=schedule,
+                ranks=ranks,
             )
             resumed = None  # the run has it as long as it needs it
             try:

@@ -1,6 +1,7 @@
 """What an exception, or the end of a process, says about a segment. The rules that go with a class are `lineage`'s."""
 
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,19 @@ from pipeline.tracking.server import is_away
 _HELPER_KILLED = "is killed by signal"  # in torch's words for a loader's worker, which raise a plain RuntimeError
 
 
+class ElsewhereError(Exception):
+    """What has ended another process of the trial. `told` is what that has left word of."""
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        super().__init__(f"rank {told['rank']}: {': '.join(part for part in (told['type'], told['text']) if part)}")
+        self.told = told
+        self.add_note(told["trace"])
+
+
 def class_of(error: Exception) -> str:
     """Why a segment ended that this exception has left."""
+    if isinstance(error, ElsewhereError):
+        return str(error.told["ended"])
     if isinstance(error, Unsaved):
         return PREEMPTED  # no fault of the configuration's
     if isinstance(error, DivergedError):
@@ -35,9 +47,15 @@ def class_of(error: Exception) -> str:
 
 def bug(error: Exception, position: list[int] | None, code: str) -> dict[str, Any]:
     """What tells one bug from another: the same twice is final. `code` is the experiment's digest."""
+    if isinstance(error, ElsewhereError):
+        return {"type": error.told["type"], "place": error.told["place"], "position": position, "code": code}
+    return {"type": type(error).__name__, "place": place_of(error), "position": position, "code": code}
+
+
+def place_of(error: Exception) -> str:
+    """The file and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
-    return {"type": type(error).__name__, "place": place, "position": position, "code": code}
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
 
 
 def end_hung(study: Study, pid: int, still_s: float) -> str | None:

@@ -66,7 +66,9 @@ class TrialSegment:
         saver: Saver,
         beat: Callable[[], None],
         outage_s: float,
+        begins: Callable[[Manifest | None], None] = lambda _: None,
     ) -> None:
+        """`begins` is called with the checkpoint that it begins with, once that is certain."""
         self.trial = lineage.head.number
         self._id = lineage.head._trial_id
         self._study = study
@@ -74,6 +76,7 @@ class TrialSegment:
         self._lineage = lineage
         self._run_id = run_id
         self._outage_s = outage_s
+        self._begins = begins
         self._view = pruning_view(study, self._spec)
         self._stop = stop
         self.position: list[int] | None = None  # stage, epoch and batch where training stands, once it has moved
@@ -97,6 +100,7 @@ class TrialSegment:
             epochs=0 if found is None else len(found[0].history),
             inside=found is not None and found[0].position.batch > 0,
         )
+        self._begins(None if found is None else found[0])
         return found
 
     def _resume(self) -> tuple[Manifest, dict[str, Any]] | None:

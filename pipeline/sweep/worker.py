@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from optuna.trial import TrialState
 
+from pipeline.checkpoint import Manifest
 from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import (
     ExperimentFile,
@@ -20,9 +21,12 @@ from pipeline.experiment import (
     seed_for,
     to_params,
 )
+from pipeline.ranks import Ranks
 from pipeline.signals import StopRequest
 from pipeline.stages.train import train, use_threads
 from pipeline.sweep.failures import bug, class_of
+from pipeline.sweep.following import Task as SharedTask
+from pipeline.sweep.following import cause
 from pipeline.sweep.lineage import (
     BUG,
     COMPLETE,
@@ -45,7 +49,7 @@ from pipeline.sweep.segment import Keeping, TrialSegment
 from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.study import Fenced, Study
 from pipeline.sweep.warm import others
-from pipeline.tracking import runs
+from pipeline.tracking import runs, server
 from pipeline.tracking.tables import Tables
 
 log = logging.getLogger("pipeline")
@@ -114,11 +118,13 @@ def work(
     max_total_epochs: int | None = None,
     here: Path | None = None,
     until: Until = "over",
+    ranks: Ranks | None = None,
 ) -> Literal["done", "stopped", "spent", "left"]:
     """Works until nothing is left, the budget is spent, `stop` is asked for, or a fresh process has to go on.
 
     `here` is the experiment file on this machine, if that is not the one where the study was opened. For one segment
-    only, it says "left" after that, and at once while others hold all there is to do.
+    only, it says "left" after that, and at once while others hold all there is to do. `ranks` are the processes that
+    train along (`following.follow`), of which this is the first.
 
     Raises:
         UsageError: the experiment file is gone, or was edited since the study was opened.
@@ -144,7 +150,7 @@ def work(
             continue
         ended = None
         try:
-            ended = _Task(study, behind, site, spec, file, data, warm, found, stop, pulse, keeping).run()
+            ended = _Task(study, behind, site, spec, file, data, warm, found, stop, pulse, keeping, ranks).run()
         except Fenced:
             log.warning("#%02d was taken over by another worker; this one drops it", found.number)
         if keeping.keep_bytes is not None:
@@ -154,8 +160,8 @@ def work(
                 log.warning("--keep-gb: old checkpoints cannot be deleted: %s", error)
         if ended is not None and until == "segment":
             return "left"
-        if ended == OUT_OF_MEMORY:
-            return "spent"  # what this process still holds is not known
+        if ended == OUT_OF_MEMORY or (ranks is not None and ranks.parted):
+            return "spent"  # what this process still holds is not known, or where the others stand
     return "stopped"
 
 
@@ -178,7 +184,9 @@ class _Task:
         stop: StopRequest,
         pulse: Pulse,
         keeping: Keeping,
+        ranks: Ranks | None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._study, self._behind, self._site, self._spec, self._file = study, behind, site, spec, file
         self._data, self._others, self._lineage, self._stop = data, others, lineage, stop
         self._pulse, self._keeping = pulse, keeping
@@ -300,6 +308,7 @@ class _Task:
             ),
             beat=lambda: self._behind.beat(self._id),
             outage_s=self._keeping.outage_s,
+            begins=lambda found: self._share(config, run_id, found),
         )
         log.info("#%02d %s", self._lineage.number, self._announcement())
         try:
@@ -309,18 +318,47 @@ class _Task:
                     config,
                     segment=segment,
                     seed=self._seed,
-                    max_epochs=self._lineage.extended or self._spec.max_epochs,
+                    max_epochs=self._max_epochs,
                     threads=self._site.threads,
                     data=self._data if self._data is not None else {},
                     origin={"code": self._spec.code, "data": self._spec.data},
                     checkpoint_every_s=self._keeping.checkpoint_every_s,
                     schedule=self._lineage.schedule,
+                    ranks=self._ranks,
                 )
         except Fenced:
+            self._ranks.parted = True
             raise
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
-            return class_of(error), error, segment.position
+            self._ranks.parted = True
+            found = cause(error, self._ranks) if self._ranks.world_size > 1 else error
+            return class_of(found), found, segment.position
         return ended, None, segment.position
+
+    @property
+    def _max_epochs(self) -> int:
+        return self._lineage.extended or self._spec.max_epochs
+
+    def _share(self, config: Any, run_id: str, found: Manifest | None) -> None:
+        """Tells the other processes what is trained now, and from which checkpoint on."""
+        if self._ranks.world_size == 1:
+            return
+        task = SharedTask(
+            file=str(self._file.path),
+            code=self._spec.code,
+            config=to_params(config),
+            seed=self._seed,
+            max_epochs=self._max_epochs,
+            threads=self._site.threads,
+            tables_run_id=self._site.tables_run_id,
+            tables=self._site.tables,
+            run_id=run_id,
+            tracking_uri=server.uri(),
+            trial=self._lineage.head.number,
+            checkpoint=None if found is None else found.name,
+            schedule=self._lineage.schedule,
+        )
+        self._ranks.share(asdict(task))
 
     def _announcement(self) -> str:
         goal = f"trains until epoch {self._lineage.until}"
@@ -342,7 +380,7 @@ class _Task:
         else:
             log.info("#%02d %s at epoch %s%s", self._lineage.number, ended, progress.get("epochs", 0), value)
         complete = ended == COMPLETE
-        if complete and progress["epochs"] < (self._lineage.extended or self._spec.max_epochs):
+        if complete and progress["epochs"] < self._max_epochs:
             study.set(self._id, "stopped_early", progress["epochs"])
         for name in self._spec.constraints if best else ():
             study.constrain(self._id, name, best["metrics"][name])

@@ -25,11 +25,13 @@ class Tables(Mapping[str, pd.DataFrame]):
     Attributes:
         run_id: the run whose artifacts they are.
         digests: name -> blake3 of the Parquet file.
+        tracking_uri: where the run is; None for where this process tracks.
         read: names that were asked for, in order.
     """
 
-    def __init__(self, run_id: str, digests: Mapping[str, str]) -> None:
+    def __init__(self, run_id: str, digests: Mapping[str, str], tracking_uri: str | None = None) -> None:
         self.run_id = run_id
+        self.tracking_uri = tracking_uri
         self.digests = dict(digests)
         self.read: list[str] = []
         self._tables: dict[str, pd.DataFrame] = {}
@@ -50,7 +52,8 @@ class Tables(Mapping[str, pd.DataFrame]):
 
     def file(self, name: str) -> Path:
         """A local copy of the table's Parquet file, verified."""
-        path = Path(download_artifacts(run_id=self.run_id, artifact_path=f"{FOLDER}/{name}.parquet"))
+        artifact = f"{FOLDER}/{name}.parquet"
+        path = Path(download_artifacts(run_id=self.run_id, artifact_path=artifact, tracking_uri=self.tracking_uri))
         found = blake3(path.read_bytes()).hexdigest()
         if found != self.digests[name]:
             raise ThawError(
