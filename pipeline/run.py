@@ -47,6 +47,7 @@ from pipeline.checkpoint import (
     restore_generators,
     restore_random,
     seed_all,
+    take_part,
 )
 from pipeline.checkpoint.environment import default_device, environment
 from pipeline.checkpoint.pace import Every, Pace
@@ -495,6 +496,7 @@ class Run:
             "held": self._schedules is not None and self._schedules.held,
         }
         if not self.is_main:
+            take_part(self._objects)
             self._ranks.collect(own_part(self._objects, loop))
             return Snapshot(manifest=manifest, state={"rng": capture_random(), "loop": loop}, taken=nothing_taken())
         taken = self._watch().take(inside=inside, at_once=must_stand)

@@ -1,6 +1,6 @@
 """Objects <-> state <-> files: exact, checked, without pickle."""
 
-from pipeline.checkpoint.capture import RESERVED, capture, check_encodable, check_names, restore
+from pipeline.checkpoint.capture import RESERVED, capture, check_encodable, check_names, restore, take_part
 from pipeline.checkpoint.checkpoint import Checkpoint
 from pipeline.checkpoint.codec import decode, encode
 from pipeline.checkpoint.files import NAMES, read_manifest, read_state, save
@@ -71,4 +71,5 @@ __all__ = [
     "restore_random",
     "save",
     "seed_all",
+    "take_part",
 ]

@@ -18,6 +18,7 @@ from pipeline.checkpoint import modules as module_states
 from pipeline.checkpoint import optimizers as optimizer_states
 from pipeline.checkpoint.codec import encode
 from pipeline.checkpoint.random import capture_generator, generator_kind, restore_generator
+from pipeline.checkpoint.shards import is_sharded, own, parted_like, whole
 from pipeline.errors import CorruptCheckpoint, EncodeError, MismatchError, UsageError
 
 RESERVED = frozenset({"rng", "loop", "loader", "kinds", "grad", "transient", "ranks"})
@@ -67,7 +68,7 @@ class Names:
 def check_encodable(objects: Mapping[str, object]) -> None:
     """Raises EncodeError, naming the path, if a state holds what no checkpoint can; nothing is copied."""
     names = Names(objects)
-    encode({name: _live_state(name, value, names) for name, value in objects.items()})
+    encode({name: _copied(name, _live_state(name, value, names), own) for name, value in objects.items()})
 
 
 def capture(
@@ -75,7 +76,8 @@ def capture(
 ) -> dict[str, Any]:
     """The state of every object, which aliases nothing live.
 
-    `copy` copies a tensor; without it, tensors stay on their devices. It is asked in the same order each time.
+    `copy` copies a tensor; without it, tensors stay on their devices, sharded ones as they are. It is asked in the same
+    order each time.
     `names` are those of the objects, where they are known already.
     Raises EncodeError for a lazy module that has seen no batch yet.
     """
@@ -87,6 +89,13 @@ def capture(
     transient = {name: module_states.transient_buffers(module) for name, module in names.modules.items()}
     state["transient"] = _copy({name: buffers for name, buffers in transient.items() if buffers}, copy)
     return state
+
+
+def take_part(objects: Mapping[str, object]) -> None:
+    """What the other processes do while one captures: to gather a sharded tensor takes all who have a part of it."""
+    names = Names(objects)
+    if any(is_sharded(parameter) for named in names.parameters.values() for parameter in named.values()):
+        capture(objects, _gathered_elsewhere, names)
 
 
 def restore(objects: Mapping[str, object], state: Mapping[str, Any], include: tuple[str, ...] | None = None) -> None:
@@ -223,7 +232,8 @@ def _load(
             saved = {key: _copy(item) if module_states.is_extra(key) else item for key, item in state[name].items()}
             module_states.load_module(value, saved, chosen[name])
         elif isinstance(value, Optimizer):
-            optimizer_states.load_optimizer(value, _copy(state[name], _to_cpu), names.parameters)
+            saved = optimizer_states.parted(value, state[name], names.parameters)
+            optimizer_states.load_optimizer(value, _copy(saved, _to_cpu), names.parameters)
         elif isinstance(value, torch.Generator | np.random.Generator):
             restore_generator(name, value, state[name])
         else:
@@ -238,7 +248,7 @@ def _load(
 def _set_gradients(objects: Mapping[str, object], saved: Mapping[str, Mapping[str, Tensor]], names: Names) -> None:
     for owner, named in _parameters(objects, names).items():
         for name, parameter in named.items():
-            gradient = saved.get(owner, {}).get(name)
+            gradient = parted_like(parameter, saved.get(owner, {}).get(name))
             parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
 
 
@@ -248,7 +258,12 @@ def _clone(tensor: Tensor) -> Tensor:
 
 def _to_cpu(tensor: Tensor) -> Tensor:
     """Where torch's optimizers want their step counters; the rest they move to the parameters themselves."""
-    return tensor.detach().to("cpu", copy=True)
+    return tensor.detach().clone() if is_sharded(tensor) else tensor.detach().to("cpu", copy=True)
+
+
+def _gathered_elsewhere(tensor: Tensor) -> Tensor:
+    whole(tensor)
+    return torch.empty(0)
 
 
 def _copied(name: str, value: Any, copy: CopyTensor) -> Any:

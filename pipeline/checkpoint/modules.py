@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from pipeline.checkpoint.shards import parted_like
 from pipeline.errors import EncodeError
 
 _COMPILED = "_orig_mod"  # what torch.compile puts between a module's name and its own
@@ -116,7 +117,7 @@ def load_module(module: nn.Module, saved: Mapping[str, Any], chosen: set[str]) -
     state = type(live)()
     for name in live:
         if plain_name(name) in chosen:
-            state[name] = saved[plain_name(name)]
+            state[name] = parted_like(live[name], saved[plain_name(name)])
     # The live module's versions: without any, torch would migrate the state as an ancient one.
     state._metadata = getattr(live, "_metadata", None)  # type: ignore[attr-defined]
     with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from pipeline.checkpoint.shards import parted_like
 from pipeline.errors import EncodeError
 
 Named = Mapping[str, Mapping[str, nn.Parameter]]  # the parameters of each tracked module, by name
@@ -78,6 +79,18 @@ def difference(where: str, optimizer: Optimizer, saved: Any, named: Named) -> It
     unknown = entries - {name for names in found for name in names}
     if _is_torchs(optimizer):  # others may keep state that belongs to no parameter
         yield from (f"{where}.state: found {name}, not expected" for name in sorted(map(str, unknown)))
+
+
+def parted(optimizer: Optimizer, saved: Mapping[str, Any], named: Named) -> dict[str, Any]:
+    """`saved` with the state of sharded parameters as they are sharded."""
+    live = dict(zip(names_of(optimizer, named), parameters(optimizer), strict=True))
+    state = {
+        name: {key: parted_like(live[name], value) for key, value in entry.items()}
+        if name in live and isinstance(entry, Mapping)
+        else entry
+        for name, entry in saved["state"].items()
+    }
+    return {**saved, "state": state}
 
 
 def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], named: Named) -> None:

@@ -26,10 +26,12 @@ def own_part(objects: Mapping[str, object], loop: Mapping[str, Any]) -> dict[str
 def as_seen_by(rank: int, world_size: int, state: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """A checkpoint's state with what this process has of its own where that of a process that is alone stands.
 
-    One that was not there when it was taken draws from `seed`; the sums of those that are there no more are not lost.
+    One that was not there when it was taken draws from `seed`. Where they were more or fewer, each has the sums that
+    all of them had on average: so a batch counts the same, in however many parts it was trained.
     """
     loop, others = state["loop"], {int(number): part for number, part in state.get("ranks", {}).items()}
     sums = [loop["means"], *(others[number]["means"] for number in sorted(others))]
+    means = sums[rank] if len(sums) == world_size else _scaled(merged(sums), 1 / len(sums))
     seen = {name: value for name, value in state.items() if name != "ranks"}
     start = loop["epoch_start"]
     if rank in others:
@@ -38,8 +40,12 @@ def as_seen_by(rank: int, world_size: int, state: Mapping[str, Any], seed: int) 
     elif rank > 0:
         seen["rng"] = random_from(seed)
         start = start and {**start, "rng": seen["rng"]}
-    seen["loop"] = {**loop, "epoch_start": start, "means": merged(sums[rank::world_size])}
+    seen["loop"] = {**loop, "epoch_start": start, "means": means}
     return seen
+
+
+def _scaled(sums: Means, factor: float) -> Means:
+    return {name: [factor * total, factor * count] for name, (total, count) in sums.items()}
 
 
 def merged(sums: Iterable[Means]) -> dict[str, list[float]]:

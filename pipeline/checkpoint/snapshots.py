@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from pipeline.checkpoint.buffers import Arena, is_plain
 from pipeline.checkpoint.capture import Names, capture
 from pipeline.checkpoint.codec import tensor_name
+from pipeline.checkpoint.shards import whole
 from pipeline.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class Snapshots:
         from_cuda: tuple[list[Pair], list[Pair]] = ([], [])  # at once, and late
 
         def copied(tensor: Tensor) -> Tensor:
+            tensor = whole(tensor)
             buffer = arena.buffer_for(tensor)
             if buffer is None:
                 return tensor.detach().clone()

@@ -34,6 +34,10 @@ class AwayOnce:
         self.told.append(ended)
 
 
+def worker_of(process):
+    return local._Worker(processes=[process], slot=0, pulse=None, stacks=[Path(os.devnull)])
+
+
 @pytest.fixture
 def supervisor():
     """One without a study of its own and without workers."""
@@ -69,8 +73,8 @@ def test_what_stands_still_has_lost_its_trial_before_it_is_killed(supervisor, mo
     done = []
     monkeypatch.setattr(local, "end_hung", lambda study, pid, still_s: done.append("trial ended"))
     monkeypatch.setattr(local, "_stacks", lambda pid, file: done.append("stacks written") or "")
-    monkeypatch.setattr(local, "_kill", lambda process: done.append("killed"))
-    supervisor._end_hung(SimpleNamespace(process=SimpleNamespace(pid=1), stacks=Path(os.devnull)), 9.0)
+    monkeypatch.setattr(local, "_kill_all", lambda worker: done.append("killed"))
+    supervisor._end_hung(worker_of(SimpleNamespace(pid=1)), 9.0)
     assert done == ["trial ended", "stacks written", "killed"]
 
 
@@ -79,9 +83,9 @@ def test_what_stands_still_is_killed_with_all_it_has_started_although_the_study_
     process = subprocess.Popen(["sh", "-c", "sleep 1000 & wait; read word"], stdin=subprocess.PIPE)
     try:
         (child,) = wait_until(lambda: psutil.Process(process.pid).children(), "it has started another")
-        worker = SimpleNamespace(process=process, stacks=Path(os.devnull))
+        process.is_alive = lambda: process.poll() is None
         with caplog.at_level(logging.WARNING):
-            supervisor._end_hung(worker, 9.0)
+            supervisor._end_hung(worker_of(process), 9.0)
         assert process.wait() == -signal.SIGKILL
         wait_until_gone([child])
     finally:

@@ -1,0 +1,151 @@
+"""Trainings that several processes share, without a study: each forked with torch loaded, checkpoints in a folder."""
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+from pipeline import Experiment, Run
+from pipeline.checkpoint import Position, Report
+from pipeline.local import LocalSegment
+from pipeline.ranks import Ranks, connect
+from pipeline.segment import Snapshot
+from pipeline.signals import StopRequest
+from pipeline.stages.train import train as training_stage
+from tests.integration.preloaded import PRELOADED
+
+EPOCHS, BATCHES = 3, 4
+At = tuple[int, int]  # an epoch and its finished batches
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing is varied."""
+
+
+class SharedSegment(LocalSegment):
+    """Rank 0's writes into the folder, the others' only reads; asked to stop on one rank, at a position."""
+
+    def __init__(self, folder: Path, rank: int, stops: At | None) -> None:
+        super().__init__(folder)
+        self._rank, self._stops, self._stop = rank, stops, False
+        self._found = super().resume()  # before the others have begun to write
+
+    def resume(self) -> Any:
+        return self._found
+
+    def commit(self, snapshot: Snapshot) -> None:
+        if self._rank == 0:
+            super().commit(snapshot)
+
+    def moved(self, position: Position) -> None:
+        self._stop |= (position.epoch, position.batch) == self._stops
+
+    def asked_to_stop(self) -> str | None:
+        return "preempted" if self._stop else None
+
+    def ask(self, _: str) -> None:
+        self._stop = True
+
+
+def data(batches: int = BATCHES, batch_size: int = 8) -> DataLoader[Any]:
+    x = torch.rand(batch_size * batches, 4, generator=torch.Generator().manual_seed(1))
+    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True).sin()), batch_size=batch_size, shuffle=True)
+
+
+def sharded(config: Config, run: Run) -> None:
+    """By FSDP, where there are several processes; gradients stay from one epoch to the next."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 1)).to(run.device)
+    if run.world_size > 1:
+        fully_shard(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    run.track(model=model, optimizer=optimizer)
+    for _ in run.epochs():
+        for inputs, targets in run.batches(data()):
+            optimizer.zero_grad()
+            loss = mse_loss(model(inputs.to(run.device)), targets.to(run.device))
+            loss.backward()
+            optimizer.step()
+            run.mean(loss=loss.item())
+        run.report()
+
+
+def train_together(
+    folder: Path,
+    train: Callable[[Config, Run], None],
+    world_size: int,
+    *,
+    stops: tuple[int, At] | None = None,
+    every_batch: bool = False,
+) -> list[str]:
+    """Trains in so many processes, from where the folder stands; returns how training ended on each.
+
+    `stops` is a rank that is asked to stop, and where. `every_batch`: a checkpoint after each.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    folder.mkdir(exist_ok=True)
+    meeting = folder.parent / f"{folder.name}-meeting-{len(list(folder.parent.iterdir()))}"
+    pipes, processes = [], []
+    for rank in range(world_size):
+        ours, theirs = context.Pipe(duplex=False)
+        arguments = (folder, train, rank, world_size, meeting, stops, every_batch, theirs)
+        process = context.Process(target=_train, args=arguments)
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    for process in processes:
+        process.join()
+    found = [pipe.recv() if pipe.poll() else "died" for pipe in pipes]
+    for pipe in pipes:
+        pipe.close()
+    return found
+
+
+def _train(
+    folder: Path,
+    train: Callable[[Config, Run], None],
+    rank: int,
+    world_size: int,
+    meeting: Path,
+    stops: tuple[int, At] | None,
+    every_batch: bool,
+    pipe: Any,
+) -> None:
+    import pipeline.ranks
+
+    pipeline.ranks.AGREE_EVERY_S = 0  # after every batch
+    segment: Any = SharedSegment(folder, rank, stops[1] if stops is not None and stops[0] == rank else None)
+    asked = StopRequest()
+    asked.ask = segment.ask
+    torch.manual_seed(rank + 99)
+    ended = training_stage(
+        Experiment(config=Config, train=train, monitor="loss", direction="minimize", max_epochs=EPOCHS),
+        Config(),
+        segment=segment,
+        seed=3,
+        max_epochs=EPOCHS,
+        threads=1,
+        data={},
+        origin={},
+        checkpoint_every_s=0.0 if every_batch else 60.0,
+        ranks=connect(rank, world_size, meeting, asked) if world_size > 1 else Ranks(),
+    )
+    pipe.send(ended)
+
+
+def curve(folder: Path) -> list[float]:
+    """The loss of each epoch so far."""
+    found = LocalSegment(folder).resume()
+    assert found is not None
+    history: tuple[Report, ...] = found[0].history
+    return [report.metrics["loss"] for report in history]

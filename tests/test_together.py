@@ -1,0 +1,50 @@
+"""Several processes in one trial, at the level of `Run`: what they draw, agree on and keep, FSDP among it."""
+
+import pytest
+import torch
+
+from pipeline import Checkpoint
+from pipeline.local import LocalSegment
+from tests.checkpoint.comparing import assert_same
+from tests.shared_training import EPOCHS, curve, sharded, train_together
+
+
+def state(folder):
+    found = LocalSegment(folder).resume()
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "whole"
+    assert train_together(folder, sharded, 2) == ["complete", "complete"]
+    return folder
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_sharded_training_that_is_stopped_on_one_rank_goes_on_to_the_same_bits(undisturbed, tmp_path, rank):
+    folder = tmp_path / "stopped"
+    assert train_together(folder, sharded, 2, stops=(rank, (1, 2))) == ["preempted", "preempted"]
+    assert Checkpoint.open(folder).position.batch == 2
+    assert train_together(folder, sharded, 2) == ["complete", "complete"]
+    assert curve(folder) == curve(undisturbed)
+    assert_same(state(folder), state(undisturbed))
+
+
+def test_a_sharded_training_goes_on_in_one_process_and_in_two_again(undisturbed, tmp_path):
+    folder = tmp_path / "resharded"
+    train_together(folder, sharded, 2, stops=(0, (1, 2)))
+    half = Checkpoint.open(folder)
+    assert half.manifest.environment["processes"] == 2
+    # What was gathered is a checkpoint like any other: whole tensors, under the names of a model that is not sharded.
+    model = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
+    half.load_into(model=model)
+    half.export_weights(tmp_path / "weights.safetensors")
+    assert train_together(folder, sharded, 1, stops=(0, (2, 1))) == ["preempted"]
+    assert Checkpoint.open(folder).manifest.environment["processes"] == 1
+    assert train_together(folder, sharded, 2) == ["complete", "complete"]
+    assert len(curve(folder)) == EPOCHS
+    # Sums change their order, and nothing else.
+    torch.testing.assert_close(curve(folder), curve(undisturbed))
+    torch.testing.assert_close(dict(state(folder)["model"]), dict(state(undisturbed)["model"]))
