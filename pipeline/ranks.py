@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.checkpoint import decode, encode
 from pipeline.signals import StopRequest
@@ -131,6 +132,31 @@ def connect(rank: int, world_size: int, rendezvous: Path, stop: StopRequest) -> 
         timeout=FOREVER,
     )
     return Ranks(rank, world_size, stop, dist.PrefixStore("thaw", store))  # type: ignore[attr-defined]
+
+
+def settle_buckets(model: object) -> None:
+    """Makes DistributedDataParallel lay out its buckets now, the same way whenever it is called on the same model.
+
+    By itself it does so after its first backward pass, and where a gradient lies says in which order more than two are
+    summed: the first step after a resume would differ from the same one of a training that was not stopped. So there is
+    a backward pass here that changes nothing, and visits the parameters from the last to the first. (Two are summed
+    alike in any order. A static graph, sparse gradients and steps taken inside the backward pass would be disturbed.)
+    """
+    if not isinstance(model, DistributedDataParallel) or model.static_graph:
+        return
+    parameters = [one for one in model.module.parameters() if one.requires_grad]
+    is_sparse = any(getattr(one, "sparse", False) for one in model.module.modules())  # whose gradients are as well
+    if is_sparse or any(getattr(one, "_post_accumulate_grad_hooks", None) for one in parameters):
+        return
+    gradients = [one.grad for one in parameters]
+    model.reducer.prepare_for_forward()
+    model.reducer.prepare_for_backward([])
+    nothing = torch.zeros((), device=parameters[0].device)
+    for one in parameters:
+        nothing = nothing + (one.sum().abs() * 0).to(nothing.device)
+    nothing.backward()  # type: ignore[no-untyped-call]
+    for one, gradient in zip(parameters, gradients, strict=True):
+        one.grad = gradient
 
 
 def _packed(value: Any) -> Tensor:

@@ -38,10 +38,12 @@ from pipeline.checkpoint import (
     check_names,
     check_schedule,
     checkpoint_name,
+    fingerprint,
     generators,
     merged,
     nothing_taken,
     own_part,
+    pending_gradients,
     plain,
     restore,
     restore_generators,
@@ -55,7 +57,7 @@ from pipeline.course import Course
 from pipeline.errors import MismatchError, UsageError
 from pipeline.experiment import Experiment, seed_for
 from pipeline.local import LocalSegment
-from pipeline.ranks import Ranks
+from pipeline.ranks import Ranks, settle_buckets
 from pipeline.segment import Segment, Snapshot, Stopped
 
 
@@ -182,6 +184,9 @@ class Run:
         twice = sorted(set(objects) & set(self._objects))
         if twice:
             raise UsageError(f"run.track({twice[0]}=...): this name is tracked already; give every object its own")
+        if self.world_size > 2:
+            for value in objects.values():
+                settle_buckets(value)
         self._objects |= {name: plain(value) for name, value in objects.items()}
         check_encodable(self._objects)  # now, rather than after the first epoch
         if self._resumed is not None:
@@ -497,16 +502,22 @@ class Run:
         }
         if not self.is_main:
             take_part(self._objects)
-            self._ranks.collect(own_part(self._objects, loop))
+            self._parts(loop)
             return Snapshot(manifest=manifest, state={"rng": capture_random(), "loop": loop}, taken=nothing_taken())
         taken = self._watch().take(inside=inside, at_once=must_stand)
         self._pace.taken(taken)
         state = {**taken.state, "rng": capture_random(), "loop": loop}
         if self.world_size > 1:
-            nothing: dict[str, Any] = {}
-            others = self._ranks.collect(nothing)[1:]
-            state["ranks"] = {str(number): part for number, part in enumerate(others, start=1)}
+            state["ranks"] = self._parts(loop)
         return Snapshot(manifest=manifest, state=state, taken=taken)
+
+    def _parts(self, loop: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """What each of the other processes has of its own, on rank 0."""
+        gradients = pending_gradients(self._objects)
+        marks = self._ranks.collect(fingerprint(gradients))
+        differ = self._ranks.share(any(mark != marks[0] for mark in marks))
+        part = {} if self.is_main else own_part(self._objects, loop, gradients if differ else None)
+        return {str(number): one for number, one in enumerate(self._ranks.collect(part)) if number > 0}
 
     def _watch(self) -> Snapshots:
         """What takes the snapshots; from the first epoch on it sees each step of the optimizers."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import Experiment, Run
@@ -74,6 +76,25 @@ def sharded(config: Config, run: Run) -> None:
             loss = mse_loss(model(inputs.to(run.device)), targets.to(run.device))
             loss.backward()
             optimizer.step()
+            run.mean(loss=loss.item())
+        run.report()
+
+
+def accumulating(config: Config, run: Run) -> None:
+    """By DDP, with a step every second batch, before which each process has gradients of its own."""
+    model = nn.Sequential(nn.Linear(4, 32), nn.Dropout(0.2), nn.Tanh(), nn.Linear(32, 32), nn.Linear(32, 1))
+    model = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    run.track(model=model, optimizer=optimizer)
+    for _ in run.epochs():
+        for batch, (inputs, targets) in enumerate(run.batches(data(batch_size=6)), start=run.batch):
+            waits = batch % 2 == 0
+            with model.no_sync() if waits else nullcontext():
+                loss = mse_loss(model(inputs), targets)
+                loss.backward()
+            if not waits:
+                optimizer.step()
+                optimizer.zero_grad()
             run.mean(loss=loss.item())
         run.report()
 

@@ -6,7 +6,7 @@ import torch
 from pipeline import Checkpoint
 from pipeline.local import LocalSegment
 from tests.checkpoint.comparing import assert_same
-from tests.shared_training import EPOCHS, curve, sharded, train_together
+from tests.shared_training import EPOCHS, accumulating, curve, sharded, train_together
 
 
 def state(folder):
@@ -22,10 +22,18 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_sharded_training_that_is_stopped_on_one_rank_goes_on_to_the_same_bits(undisturbed, tmp_path, rank):
+def test_three_processes_go_on_to_the_same_bits_after_a_stop_between_two_steps(tmp_path):
+    assert train_together(tmp_path / "whole", accumulating, 3) == ["complete"] * 3
+    assert train_together(tmp_path / "stopped", accumulating, 3, stops=(2, (1, 1))) == ["preempted"] * 3
+    assert Checkpoint.open(tmp_path / "stopped").position.batch == 1
+    assert train_together(tmp_path / "stopped", accumulating, 3) == ["complete"] * 3
+    assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
+    assert_same(state(tmp_path / "stopped"), state(tmp_path / "whole"))
+
+
+def test_a_sharded_training_that_is_stopped_on_one_rank_goes_on_to_the_same_bits(undisturbed, tmp_path):
     folder = tmp_path / "stopped"
-    assert train_together(folder, sharded, 2, stops=(rank, (1, 2))) == ["preempted", "preempted"]
+    assert train_together(folder, sharded, 2, stops=(1, (1, 2))) == ["preempted", "preempted"]
     assert Checkpoint.open(folder).position.batch == 2
     assert train_together(folder, sharded, 2) == ["complete", "complete"]
     assert curve(folder) == curve(undisturbed)

@@ -1,6 +1,14 @@
 """Objects <-> state <-> files: exact, checked, without pickle."""
 
-from pipeline.checkpoint.capture import RESERVED, capture, check_encodable, check_names, restore, take_part
+from pipeline.checkpoint.capture import (
+    RESERVED,
+    capture,
+    check_encodable,
+    check_names,
+    pending_gradients,
+    restore,
+    take_part,
+)
 from pipeline.checkpoint.checkpoint import Checkpoint
 from pipeline.checkpoint.codec import decode, encode
 from pipeline.checkpoint.files import NAMES, read_manifest, read_state, save
@@ -15,7 +23,7 @@ from pipeline.checkpoint.manifest import (
     parse_name,
 )
 from pipeline.checkpoint.modules import plain
-from pipeline.checkpoint.parts import as_seen_by, merged, own_part
+from pipeline.checkpoint.parts import as_seen_by, fingerprint, merged, own_part
 from pipeline.checkpoint.random import (
     capture_generators,
     capture_random,
@@ -56,6 +64,7 @@ __all__ = [
     "checkpoint_name",
     "decode",
     "encode",
+    "fingerprint",
     "generators",
     "load",
     "load_newest",
@@ -63,6 +72,7 @@ __all__ = [
     "nothing_taken",
     "own_part",
     "parse_name",
+    "pending_gradients",
     "plain",
     "read_manifest",
     "read_state",

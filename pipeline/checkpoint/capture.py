@@ -98,6 +98,12 @@ def take_part(objects: Mapping[str, object]) -> None:
         capture(objects, _gathered_elsewhere, names)
 
 
+def pending_gradients(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
+    """The gradients that this process alone may have, by object and name: those that are not sharded."""
+    found = _gradients(objects, Names(objects))
+    return {owner: {name: one for name, one in named.items() if not is_sharded(one)} for owner, named in found.items()}
+
+
 def restore(objects: Mapping[str, object], state: Mapping[str, Any], include: tuple[str, ...] | None = None) -> None:
     """Loads `state` into the objects, in place, on their own devices. What only `state` has is left out.
 

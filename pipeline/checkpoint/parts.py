@@ -1,25 +1,46 @@
 """What a checkpoint keeps of each process of a trial, where several train together.
 
 Models, optimizers and the rest are the same on all of them, and are saved as rank 0 has them. What each has of its own
-is random state and the sums of its averages: rank 0's stand where those of a process that is alone stand, and `ranks`
-has the others', by number.
+is random state, the sums of its averages, and gradients that wait to be summed (`no_sync`): rank 0's stand where those
+of a process that is alone stand, and `ranks` has the others', by number.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from pipeline.checkpoint.random import capture_generators, capture_random, random_from
 
 Means = Mapping[str, Sequence[float]]  # name -> sum and count
 
 
-def own_part(objects: Mapping[str, object], loop: Mapping[str, Any]) -> dict[str, Any]:
-    """What this process has of its own."""
+def fingerprint(gradients: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]:
+    """Equal where the gradients are, and else most certainly not; found where they are."""
+    found = {}
+    for owner, named in gradients.items():
+        for name, gradient in named.items():
+            values = gradient.coalesce().values() if gradient.is_sparse else gradient
+            values = torch.view_as_real(values) if values.is_complex() else values
+            found[f"{owner}.{name}"] = _hashed(values)
+    return found
+
+
+def _hashed(values: Tensor) -> int:
+    return int(torch.hash_tensor(values).view(torch.int64)) if values.numel() else 0
+
+
+def own_part(
+    objects: Mapping[str, object], loop: Mapping[str, Any], gradients: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What this process has of its own; `gradients` where they are."""
     return {
         "rng": capture_random(),
         "generators": capture_generators(objects),
         "epoch_start": loop["epoch_start"],
         "means": loop["means"],
+        "grad": gradients,
     }
 
 
@@ -36,6 +57,8 @@ def as_seen_by(rank: int, world_size: int, state: Mapping[str, Any], seed: int) 
     start = loop["epoch_start"]
     if rank in others:
         seen |= {"rng": others[rank]["rng"], **others[rank]["generators"]}
+        if others[rank]["grad"] is not None:
+            seen["grad"] = others[rank]["grad"]
         start = others[rank]["epoch_start"]
     elif rank > 0:
         seen["rng"] = random_from(seed)
