@@ -13,6 +13,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -23,6 +24,7 @@ from torch.utils.data import (
 
 from pipeline.batches import Feed, Feeds
 from pipeline.checkpoint import capture_random, restore_random, seed_all
+from pipeline.errors import UsageError
 from tests.checkpoint.comparing import assert_same
 
 # Of machines with fewer cores than a loader has workers here.
@@ -419,3 +421,46 @@ def test_a_sampler_without_an_end_is_replayed_rather_than_drawn_as_a_whole() -> 
 def test_an_iterator_in_place_of_a_loader_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     Feeds().open(iter([1, 2]), key="k", skip=0, saved=None)
     assert "make a new one each epoch" in caplog.text
+
+
+def test_several_processes_load_the_same_batches_in_parts_of_equal_size() -> None:
+    whole = epoch_of(shuffled(), skip=2)
+    parts = [list(opened(Feeds(rank=rank, world_size=3), shuffled(), 0, 2).iterator) for rank in range(3)]
+    assert [[len(batch) for batch in part] for part in parts] == [[2, 2, 2, 1]] * 3
+    for batch, *mine in zip(whole, *parts, strict=True):
+        # Four samples do not divide evenly by three: the first are taken again.
+        expected = batch.tolist() if len(batch) % 3 == 0 else [*batch.tolist(), *batch.tolist()[:2]]
+        assert torch.cat(mine).tolist() == expected
+
+
+def test_a_batch_smaller_than_the_processes_are_many_is_repeated() -> None:
+    parts = [epoch_of_rank(rank, shuffled(shuffle=False, batch_size=1)) for rank in range(3)]
+    assert [batch.tolist() for batch in parts[2]] == [[index] for index in range(SAMPLES)]
+    assert_same(parts[1], parts[2])
+
+
+def test_what_a_sample_draws_does_not_depend_on_how_many_processes_share_the_batch() -> None:
+    (whole, *_) = epoch_of(shuffled(dataset=Noisy(), num_workers=1))
+    parts = [epoch_of_rank(rank, shuffled(dataset=Noisy(), num_workers=1), 2)[0] for rank in range(2)]
+    assert_same([torch.cat([torch.as_tensor(part[n]) for part in parts]) for n in range(4)], list(whole))
+
+
+@pytest.mark.parametrize(
+    ("loader", "complaint"),
+    [
+        (lambda: DataLoader(Stream(), batch_size=4), "several processes can share a DataLoader of a dataset with"),
+        (OwnState, "cannot share a loader that keeps its own state"),
+        (lambda: shuffled(batch_size=None), "without a batch_size"),
+        (
+            lambda: shuffled(shuffle=None, sampler=DistributedSampler(Counting(), num_replicas=2, rank=0)),
+            "leave DistributedSampler out",
+        ),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused(loader: Callable[[], Any], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        epoch_of_rank(0, loader())
+
+
+def epoch_of_rank(rank: int, loader: Iterable[Any], world_size: int = 3) -> list[Any]:
+    return list(opened(Feeds(rank=rank, world_size=world_size), loader, 0).iterator)
