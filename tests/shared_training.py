@@ -87,10 +87,11 @@ def accumulating(config: Config, run: Run) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
     run.track(model=model, optimizer=optimizer)
     for _ in run.epochs():
+        shift = torch.rand(())  # each process's own, of the epoch
         for batch, (inputs, targets) in enumerate(run.batches(data(batch_size=6)), start=run.batch):
             waits = batch % 2 == 0
             with model.no_sync() if waits else nullcontext():
-                loss = mse_loss(model(inputs), targets)
+                loss = mse_loss(model(inputs) + shift, targets)
                 loss.backward()
             if not waits:
                 optimizer.step()

@@ -24,8 +24,8 @@ def undisturbed(tmp_path_factory):
 
 def test_three_processes_go_on_to_the_same_bits_after_a_stop_between_two_steps(tmp_path):
     assert train_together(tmp_path / "whole", accumulating, 3) == ["complete"] * 3
-    assert train_together(tmp_path / "stopped", accumulating, 3, stops=(2, (1, 1))) == ["preempted"] * 3
-    assert Checkpoint.open(tmp_path / "stopped").position.batch == 1
+    assert train_together(tmp_path / "stopped", accumulating, 3, stops=(2, (1, 3))) == ["preempted"] * 3
+    assert Checkpoint.open(tmp_path / "stopped").position.batch == 3
     assert train_together(tmp_path / "stopped", accumulating, 3) == ["complete"] * 3
     assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
     assert_same(state(tmp_path / "stopped"), state(tmp_path / "whole"))

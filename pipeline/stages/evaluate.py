@@ -38,8 +38,11 @@ class Evaluation:
 
     Attributes:
         data, device, seed: as in training.
+        rank, world_size, is_main: as in training by a process that is alone, which this one is.
         tracked: objects given to `track`.
     """
+
+    rank, world_size, is_main = 0, 1, True
 
     def __init__(self, *, state: Mapping[str, Any], data: Mapping[str, Any], seed: int) -> None:
         self.data = data
