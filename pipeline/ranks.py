@@ -118,14 +118,18 @@ class Ranks:
 def connect(rank: int, world_size: int, rendezvous: Path, stop: StopRequest) -> Ranks:
     """Joins the processes of a trial; returns when all have. They are on one machine and meet at a file, `rendezvous`.
 
-    Each sees one device at most, its own.
+    Each sees one device at most, its own. The environment says what torchrun would have it say.
     """
+    has_device = torch.cuda.is_available()
+    if has_device:
+        torch.cuda.set_device(0)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0" if has_device else str(rank)}
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if loopback:  # else gloo would listen where the machine's name leads to
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     store = dist.FileStore(str(rendezvous), world_size)  # type: ignore[attr-defined]
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        "cpu:gloo,cuda:nccl" if has_device else "gloo",
         store=dist.PrefixStore("torch", store),  # type: ignore[attr-defined]
         rank=rank,
         world_size=world_size,

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import UsageError
-from pipeline.commands import ResumeOptions, WorkerOptions
+from pipeline.commands import ResumeOptions, SweepOptions, WorkerOptions
 from pipeline.session import Reopening
 
 
@@ -46,3 +46,10 @@ def test_how_long_a_worker_works_is_what_was_said():
     assert WorkerOptions(study="s").how().until == "over"
     assert WorkerOptions(study="s", once=True).how().until == "segment"
     assert WorkerOptions(study="s", forever=True).how().until == "stopped"
+
+
+def test_the_processes_of_a_trial_are_one_or_more():
+    assert SweepOptions().how().processes is None
+    assert SweepOptions(processes_per_trial=2).how().processes == 2
+    with pytest.raises(UsageError, match="--processes-per-trial 0: expected at least 1"):
+        SweepOptions(processes_per_trial=0)

@@ -16,7 +16,7 @@ from pipeline.checkpoint.random import capture_generators, capture_random, rando
 Means = Mapping[str, Sequence[float]]  # name -> sum and count
 
 
-def fingerprint(gradients: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]:
+def fingerprint(gradients: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[float]]:
     """Equal where the gradients are, and else most certainly not; found where they are."""
     found = {}
     for owner, named in gradients.items():
@@ -27,8 +27,11 @@ def fingerprint(gradients: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]
     return found
 
 
-def _hashed(values: Tensor) -> int:
-    return int(torch.hash_tensor(values).view(torch.int64)) if values.numel() else 0
+def _hashed(values: Tensor) -> list[float]:
+    """A hash, in which equal elements cancel each other, and the sum, in which others may."""
+    if not values.numel():
+        return []
+    return [int(torch.hash_tensor(values).view(torch.int64)), float(values.sum(dtype=torch.float64))]
 
 
 def own_part(

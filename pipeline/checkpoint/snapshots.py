@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from pipeline.checkpoint.buffers import Arena, is_plain
 from pipeline.checkpoint.capture import Names, capture
 from pipeline.checkpoint.codec import tensor_name
-from pipeline.checkpoint.shards import whole
+from pipeline.checkpoint.shards import is_sharded, whole
 from pipeline.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,11 @@ class Snapshots:
         from_cuda: tuple[list[Pair], list[Pair]] = ([], [])  # at once, and late
 
         def copied(tensor: Tensor) -> Tensor:
-            tensor = whole(tensor)
+            if is_sharded(tensor):
+                tensor = whole(tensor)
+                buffer = arena.buffer_for(tensor)
+                # At once, and not with the others: the device has no room for the whole of all of them.
+                return tensor.cpu() if buffer is None else buffer.copy_(tensor)
             buffer = arena.buffer_for(tensor)
             if buffer is None:
                 return tensor.detach().clone()
