@@ -98,7 +98,7 @@ def _sweep(
             grid=options.grid,
             warm_start=options.warm_start,
         ),
-        workers=options.workers * (options.processes_per_trial or 1),
+        workers=options.processes,
         accept_change=options.accept_change,
     )
     return summary.report(session.work(study, file, options.how(), evaluate=evaluate))
@@ -120,7 +120,7 @@ def train_command(arguments: Sequence[str], stop: StopRequest) -> Said:
         max_epochs=options.max_epochs,
         seed=options.seed,
         accept_change=options.accept_change,
-        processes=options.processes_per_trial or 1,
+        workers=options.processes_per_trial or 1,
     )
     return summary.report(session.work(study, file, options.how()))
 
@@ -136,7 +136,7 @@ def resume_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     """Continues a study, or gives configurations of it the whole budget, or more."""
     options: ResumeOptions = _parse("resume", {"": ResumeOptions}, arguments)[""]
     session = Session(options.storage, stop, local.start_forkserver())
-    study, file = session.reopen_study(options.study, accept_change=options.accept_change, workers=options.workers)
+    study, file = session.reopen_study(options.study, accept_change=options.accept_change, workers=options.processes)
     return summary.report(session.work(study, file, options.how(), reopening=options.reopening()))
 
 
@@ -146,7 +146,7 @@ def worker_command(arguments: Sequence[str], stop: StopRequest) -> Said:
     file, rest = _maybe_file(arguments)
     options: WorkerOptions = _parse("worker", {"": WorkerOptions}, rest)[""]
     session = Session(options.storage, stop, context)
-    study, experiment = session.join_study(options.study, file, workers=options.workers)
+    study, experiment = session.join_study(options.study, file, workers=options.processes)
     return summary.report(session.work(study, experiment, options.how()))
 
 

@@ -101,6 +101,11 @@ class WorkOptions(CommonOptions):
             raise UsageError(f"--report-every-s {self.report_every_s}: expected at least 0")
         self.how()
 
+    @property
+    def processes(self) -> int:
+        """How many train at the same time and share the cores, as far as this command says."""
+        return self.workers * (self.processes_per_trial or 1)
+
     def how(self) -> How:
         """How the work is to be done, as the session takes it."""
         return How(

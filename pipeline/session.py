@@ -162,7 +162,7 @@ class Session:
         max_epochs: int | None,
         seed: int,
         accept_change: bool,
-        processes: int = 1,
+        workers: int = 1,
     ) -> Study:
         """Creates the study of one configuration or continues it."""
         params = to_params(config)
@@ -176,7 +176,7 @@ class Session:
             sampler="random",
             seed=seed,
         )
-        return self._open(name, file, data, plan, params, processes, accept_change)
+        return self._open(name, file, data, plan, params, workers, accept_change)
 
     def reopen_study(self, name: str, *, accept_change: bool, workers: int = 1) -> tuple[Study, ExperimentFile]:
         """Continues a study from its name alone."""

@@ -1,7 +1,7 @@
 """Trainings that several processes share, without a study: each forked with torch loaded, checkpoints in a folder."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ class SharedSegment(LocalSegment):
         if self._rank == 0:
             super().commit(snapshot)
 
-    def moved(self, position: Position) -> None:
+    def moved(self, position: Position, means: Mapping[str, Sequence[float]]) -> None:
         self._stop |= (position.epoch, position.batch) == self._stops
 
     def asked_to_stop(self) -> str | None:

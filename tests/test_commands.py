@@ -50,6 +50,7 @@ def test_how_long_a_worker_works_is_what_was_said():
 
 def test_the_processes_of_a_trial_are_one_or_more():
     assert SweepOptions().how().processes is None
+    assert SweepOptions(workers=3, processes_per_trial=2).processes == 6
     assert SweepOptions(processes_per_trial=2).how().processes == 2
     with pytest.raises(UsageError, match="--processes-per-trial 0: expected at least 1"):
         SweepOptions(processes_per_trial=0)
