@@ -102,6 +102,7 @@ def _work(folder: Path, name: str, point: str | None, time: int, results: Connec
 
     snapshots._LATE_BYTES = 0  # this model is small, and yet every tensor is to be copied beside training
     saving._is_promised = lambda *_: True  # no snapshot gives way to a newer one, so that there are as many each time
+    saving.LOG_EVERY_S = 0.0  # and as many calls to MLflow
     if point is not None:
         _arm(POINTS[point], time)
     if point is not None and POINTS[point].far:
