@@ -120,7 +120,7 @@ def train_command(arguments: Sequence[str], stop: StopRequest) -> Said:
         max_epochs=options.max_epochs,
         seed=options.seed,
         accept_change=options.accept_change,
-        workers=options.processes_per_trial or 1,
+        workers=min(options.processes_per_trial or 1, options.processes),
     )
     return summary.report(session.work(study, file, options.how()))
 

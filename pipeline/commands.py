@@ -3,10 +3,11 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.checkpoint import Schedule
 from pipeline.checkpoint.pace import Every
+from pipeline.engines.ray_tasks import Resources
 from pipeline.errors import UsageError
 from pipeline.options import REPEATABLE, seconds
 from pipeline.session import How, Reopening
@@ -134,9 +135,41 @@ class OpeningOptions(WorkOptions):
 
     Attributes:
         accept_change: continue a study although code or data have changed; recorded
+        engine: where the workers run: local, as processes of this machine, or ray, as tasks of the cluster that
+            RAY_ADDRESS names, else of a Ray of this machine's own
+        cpus_per_trial: with ray, the CPUs of each worker; by default one for each process
+        gpus_per_trial: with ray, the GPUs of each worker, as many as it has processes, or which part of one; by default
+            one for each process, if there are any, shared by --workers-per-gpu
     """
 
     accept_change: bool = False
+    engine: Literal["local", "ray"] = "local"
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, given in (("cpus", self.cpus_per_trial), ("gpus", self.gpus_per_trial)):
+            if given is not None and self.engine != "ray":
+                raise UsageError(f"--{flag}-per-trial is for --engine ray; processes of this machine share what it has")
+            if given is not None and given < 0:
+                raise UsageError(f"--{flag}-per-trial {given:g}: expected at least 0")
+        if (self.gpus_per_trial or 0) > 1 and self.gpus_per_trial != round(self.gpus_per_trial or 0):
+            raise UsageError(f"--gpus-per-trial {self.gpus_per_trial:g}: expected a part of one, or whole ones")
+
+    @property
+    def processes(self) -> int:
+        """As of every command; none of them are on this machine if they are Ray's."""
+        return super().processes if self.engine == "local" else 0
+
+    def how(self) -> How:
+        told = super().how()
+        if self.engine == "local":
+            return told
+        gpus = self.gpus_per_trial
+        # More than one is for as many processes.
+        processes = round(gpus) if gpus is not None and gpus > 1 and told.processes is None else told.processes
+        return replace(told, processes=processes, resources=Resources(cpus=self.cpus_per_trial, gpus=gpus))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from pipeline.checkpoint import Checkpoint, Schedule
 from pipeline.databases import sqlite_url
-from pipeline.engines import local
+from pipeline.engines import local, ray_tasks
 from pipeline.engines.child import Job
 from pipeline.errors import ThawError, UsageError
 from pipeline.experiment import ExperimentFile, default_params, from_params, load_experiment, to_params
@@ -30,7 +30,7 @@ from pipeline.sweep.budget import left
 from pipeline.sweep.finish import Evaluation, evaluate_best, front, ranking, synchronise
 from pipeline.sweep.lineage import PREEMPTED
 from pipeline.sweep.objectives import check_objectives
-from pipeline.sweep.opening import check_study_name, join_study, open_study, reopen_study
+from pipeline.sweep.opening import check_study_name, give_threads, join_study, open_study, reopen_study
 from pipeline.sweep.patience import Unsaved, patient, patiently
 from pipeline.sweep.pruners import check_pruner
 from pipeline.sweep.reopening import reopen, reopen_best
@@ -59,6 +59,7 @@ class How:
     Attributes:
         processes: that train one configuration together; None for as many as the last time, at first 1.
         view: whether it is shown as it goes on, where there is a terminal.
+        resources: of each task of Ray; None for workers of this machine.
     """
 
     workers: int
@@ -74,6 +75,7 @@ class How:
     until: Until = "over"
     system_metrics: bool = False
     view: bool = False
+    resources: ray_tasks.Resources | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +329,11 @@ class Session:
         )
         view = self._view(job) if how.view and is_terminal(sys.stderr) else None
         with self._stop.deferred(), view or nullcontext():
-            finished = local.run(job, self._context, self._stop, view)
+            if how.resources is None:
+                finished = local.run(job, self._context, self._stop, view)
+            else:
+                give_threads(study, how.resources.threads)
+                finished = ray_tasks.run(job, how.resources, self._stop)
         # Who was to do no more than a segment, or to wait for more to do, is not told whether that was the last.
         return finished or (how.until != "over" and is_over(study))
 

@@ -67,6 +67,18 @@ class StopRequest:
 
         threading.Thread(target=take, name="signals", daemon=True).start()
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """In this block signals set `reason` and do nothing else; before and after it they are somebody else's."""
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        for number in STOPPING:
+            signal.signal(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def ask(self, reason: str) -> None:
         """Asks to stop; the first reason stays."""
         if self.reason is None:

@@ -53,6 +53,7 @@ class Job:
         grace_s: how long a worker that is stopped may take for its checkpoint; None for as long as it takes.
         system_metrics: whether MLflow samples CPU, memory and GPU while a segment's run is the active one.
         processes: how many train one configuration together: the worker, and others that train along.
+        own_session: whether a worker leaves the process group that it was started in, which may be killed as a whole.
     """
 
     study: str
@@ -70,6 +71,7 @@ class Job:
     grace_s: float | None = None
     system_metrics: bool = False
     processes: int = 1
+    own_session: bool = False
 
 
 def work_as_process(
@@ -90,6 +92,8 @@ def work_as_process(
     lead_back = None if output is None else output.take()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
+    if job.own_session:
+        os.setsid()
     faulthandler.register(DUMP_SIGNAL, file=stacks.open("w"), all_threads=True)
     stop = StopRequest()
     stop.watch()

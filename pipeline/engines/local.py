@@ -54,17 +54,19 @@ DEATHS_IN_A_ROW = 5  # of workers that had not even begun a segment; each segmen
 TICK_S = 1.0
 PARTING_S = 10.0  # for a worker to record that one that trains along has failed
 DUMP_TICK_S, DUMP_TICKS = 0.2, 25
+UNSAVED_REASON = "checkpoints cannot be saved"
 FORKSERVER_GONE = 255  # what multiprocessing says of a process whose end it can't learn
 
 
-def start_forkserver() -> ForkServerContext:
+def start_forkserver(*more: str) -> ForkServerContext:
     """Starts loading the heavy modules in the forkserver; returns at once.
 
     Signals are blocked meanwhile, and stay so in the forkserver: a signal to the whole process group must not
-    end it before its children have taken their checkpoints. It ends with this process.
+    end it before its children have taken their checkpoints. It ends with this process. `more` are modules that the
+    main one imports, which every child has to load as well.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*PRELOADED, *more])
     resource_tracker.ensure_running()  # else the forkserver starts it, which unblocks signals again
     with signals.blocked():
         forkserver.ensure_running()
@@ -252,7 +254,7 @@ class _Supervisor:
                 return
             raise ThawError("a worker could not go on; its reason stands above")
         if process.exitcode == UNSAVED:
-            self._stop.ask("checkpoints cannot be saved")
+            self._stop.ask(UNSAVED_REASON)
             return
         if process.exitcode == FORKSERVER_GONE:
             self._end_orphan(process)

@@ -79,18 +79,24 @@ def join_study(study: Study, given: str | None, *, workers: int) -> ExperimentFi
             f"study {study.name!r}: its MLflow run {site.run_id} is not in {where}; set MLFLOW_TRACKING_URI to where "
             "it is"
         ) from error
-    file = load_experiment(given or _found_here(study.name, site.file))
+    file = load_experiment(given or found_here(study.name, site.file))
     if file.code_digest != study.spec.code:
         raise UsageError(
             f"{file.path} is not what study {study.name!r} was opened with; bring it to that version here, or accept "
             f"this one for all: resume --study {study.name} --accept-change true"
         )
-    if not site.threads:
-        study.set_attr("site", replace(site, threads=_threads(workers)).to_json())
+    give_threads(study, _threads(workers))
     return file
 
 
-def _found_here(study: str, stored: str) -> Path:
+def give_threads(study: Study, threads: int) -> None:
+    """Torch's threads of each worker, once and for all, if who opened the study has left that to who works on it."""
+    site = Site.of(study)
+    if not site.threads:
+        study.set_attr("site", replace(site, threads=threads).to_json())
+
+
+def found_here(study: str, stored: str) -> Path:
     """Where the file was or, on another machine, in the working directory by as much of that path as there is."""
     parts = Path(stored).parts[1:]
     places = [Path(stored), *(Path(*parts[first:]) for first in range(len(parts)))]

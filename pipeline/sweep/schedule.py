@@ -52,6 +52,21 @@ def next_segment(
             return "wait" if any(lineage.ended is None for lineage in mine.values()) else "done"
 
 
+def open_segments(
+    study: Study, *, only: Collection[int] | None = None, max_total_epochs: int | None = None
+) -> int | None:
+    """How many segments could be claimed now, at least; None when `next_segment` would be "done". Changes nothing."""
+    spec, found = study.spec, study.lineages()
+    mine = [lineage for number, lineage in found.items() if only is None or number in only]
+    running = any(one.head.state is TrialState.RUNNING for one in mine)
+    count = sum(one.head.state is TrialState.WAITING or one.may_continue() for one in mine)
+    if only is None:
+        count += max(spec.configurations - len(found), int(_growth(spec, found) is not None))
+    if max_total_epochs is not None and budget.left(found, max_total_epochs) <= 0:
+        count = 0
+    return count if count or running else None
+
+
 def first_goal(spec: StudySpec, number: int) -> int:
     """The epoch up to which a new configuration trains before it is compared."""
     return _rungs_of(spec, number)[0] if spec.pruner in PAUSING else spec.max_epochs

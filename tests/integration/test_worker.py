@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.signals import StopRequest
-from pipeline.sweep.opening import _found_here, _threads
+from pipeline.sweep.opening import found_here, _threads
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.segment import Keeping
 from pipeline.sweep.study import Study
@@ -118,10 +118,10 @@ def test_the_experiment_is_found_where_it_was_or_under_the_working_directory(tmp
     monkeypatch.chdir(tmp_path)
     stored = "/home/somebody/project/experiments/mine.py"
     with pytest.raises(UsageError, match=r"needs its experiment .*mine\.py, which is not on this machine"):
-        _found_here("mine", stored)
+        found_here("mine", stored)
     Path("mine.py").touch()
-    assert _found_here("mine", stored) == Path("mine.py")
+    assert found_here("mine", stored) == Path("mine.py")
     Path("experiments").mkdir()
     Path("experiments/mine.py").touch()
-    assert _found_here("mine", stored) == Path("experiments/mine.py")
-    assert _found_here("mine", str(tmp_path / "mine.py")) == tmp_path / "mine.py"
+    assert found_here("mine", stored) == Path("experiments/mine.py")
+    assert found_here("mine", str(tmp_path / "mine.py")) == tmp_path / "mine.py"
