@@ -193,7 +193,10 @@ class _Tasks:
         except ray.exceptions.TaskCancelledError:
             return
         except ray.exceptions.RayTaskError as error:
-            raise ThawError(f"a task could not be run on a node of the cluster: {_first_line(error.cause)}") from error
+            raise ThawError(
+                f"a node of the cluster could not run a task: {_first_line(error.cause)}; each node needs this package "
+                "and what it needs, installed or by Ray's runtime_env"
+            ) from error
         except ray.exceptions.RayError as error:
             self._lost(error)
             return

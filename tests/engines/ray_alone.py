@@ -1,0 +1,109 @@
+"""A sweep on Ray that loses a worker, a node, its driver and its servers; run by test_ray.py where nothing else is."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from tests.chaos.checker import assert_survived, endings
+from tests.integration.commands import Workplace, wait_until, wait_until_gone
+from tests.integration.sweeps import Sweep
+from tests.integration.test_services import Bucket
+from tests.postgres import PostgresServer
+from tests.ray_cluster import RayCluster
+from tests.tracking_server import TrackingServer
+
+CONFIGURATIONS = 12
+FLAGS = (
+    *("--engine", "ray", "--configurations", str(CONFIGURATIONS), "--workers", "2", "--sampler", "random"),
+    *("--max-retries", "1000"),
+)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    bucket = Bucket()
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)  # for what the test itself reads
+    yield bucket
+    bucket.close()
+
+
+@pytest.fixture
+def server(postgres: PostgresServer, bucket: Bucket) -> Iterator[TrackingServer]:
+    server = TrackingServer(store=postgres.database(), artifacts=bucket.url, environment=bucket.environment)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, postgres: PostgresServer, bucket: Bucket, server: TrackingServer) -> Iterator[Sweep]:
+    told = {**bucket.environment, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    place = Workplace(tmp_path / "work", tracking_uri=server.uri, storage_url=postgres.database(), environment=told)
+    yield Sweep.of(place, *FLAGS)
+    place.close()
+
+
+@pytest.fixture
+def cluster(sweep: Sweep, bucket: Bucket) -> Iterator[RayCluster]:
+    cluster = RayCluster(
+        {
+            **bucket.environment,
+            **sweep.environment(),
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+            "PIPELINE_SPOOL": str(sweep.workplace.folder / "spool"),
+        }
+    )
+    yield cluster
+    cluster.close()
+
+
+def trains(workplace: Workplace) -> FrozenTrial:
+    """A trial that is trained just now."""
+    study = workplace.study("quick")
+    running = wait_until(lambda: [one for one in study.trials() if is_trained(one)], "somebody trains")
+    return running[0]
+
+
+def is_trained(trial: FrozenTrial) -> bool:
+    owner = trial.user_attrs.get("worker")
+    return trial.state is TrialState.RUNNING and owner is not None and psutil.pid_exists(owner["pid"])
+
+
+def test_a_sweep_on_ray_survives_the_end_of_a_worker_a_node_its_driver_and_its_servers(
+    tmp_path: Path, postgres: PostgresServer, server: TrackingServer, sweep: Sweep, cluster: RayCluster
+):
+    place = sweep.workplace
+    cluster.add_nodes(2)
+    driver = {**sweep.environment(), **cluster.login, "RAY_ADDRESS": cluster.address}
+
+    command = place.start(*sweep.arguments, environment=driver)
+    assert sweep.progress.wait_for_count(10, command), command.output
+    worker = psutil.Process(trains(place).user_attrs["worker"]["pid"])
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_until_gone([worker])
+
+    assert sweep.progress.wait_for_count(10, command), command.output
+    server.stop()
+    server.start()
+    assert sweep.progress.wait_for_count(10, command), command.output
+    postgres.stop()
+    postgres.start()
+
+    assert sweep.progress.wait_for_count(10, command), command.output
+    cluster.kill(cluster.raylet_above(trains(place).user_attrs["worker"]["supervisor"]["pid"]))
+    command.wait_for_output("a task was lost")
+
+    assert sweep.progress.wait_for_count(10, command), command.output
+    command.kill()
+    assert "Traceback" not in command.output
+
+    command = place.start(*sweep.arguments, environment=driver)
+    assert command.wait() == 0, command.output
+    assert "Traceback" not in command.output
+    lineages = assert_survived(sweep, configurations=CONFIGURATIONS, fences=(), folder=tmp_path / "undisturbed")
+    print(dict(endings(lineages)))
