@@ -23,7 +23,9 @@ def binaries() -> Path:
 class PostgresServer:
     """A server with a database for whoever asks; its data does not survive the machine, but a restart of the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        """`host` is where it listens; whoever reaches it there has to know the password."""
+        self._host = host
         self._bin = binaries()
         self._folder = Path(tempfile.mkdtemp(prefix="thaw-postgres-"))
         # It refuses to run as root.
@@ -36,15 +38,17 @@ class PostgresServer:
         password.chmod(0o644)
         self._data = self._folder / "data"
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((host, 0))
             self.port = free.getsockname()[1]
         self._numbers = count()
         self._run("initdb", "--no-sync", "-A", "scram-sha-256", "-U", USER, f"--pwfile={password}", "-D", self._data)
+        with (self._data / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 10.0.0.0/8 scram-sha-256\n")
         self.start()
 
     def start(self) -> None:
         """Returns when it answers."""
-        options = f"-h 127.0.0.1 -p {self.port} -k {self._folder} -c fsync=off -c max_connections=200"
+        options = f"-h {self._host} -p {self.port} -k {self._folder} -c fsync=off -c max_connections=200"
         self._run("pg_ctl", "start", "-w", "-D", self._data, "-o", options, "-l", self._folder / "log")
 
     def stop(self) -> None:
@@ -60,13 +64,13 @@ class PostgresServer:
         """The URL of a new database."""
         name = f"study{next(self._numbers)}"
         environment = {**os.environ, "PGPASSWORD": PASSWORD}
-        where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
+        where = ["-h", self._host, "-p", str(self.port), "-U", USER]
         subprocess.run([self._bin / "createdb", *where, name], check=True, env=environment)
         return self.url(name)
 
     def dump(self, url: str) -> str:
         """All that a database of this server holds, as text."""
-        command = [self._bin / "pg_dump", "--host=127.0.0.1", f"--port={self.port}", f"--username={USER}"]
+        command = [self._bin / "pg_dump", f"--host={self._host}", f"--port={self.port}", f"--username={USER}"]
         environment = {**os.environ, "PGPASSWORD": PASSWORD}
         name = url.rpartition("/")[2]
         return subprocess.run([*command, name], check=True, env=environment, capture_output=True, text=True).stdout
@@ -77,7 +81,7 @@ class PostgresServer:
         return (self._folder / "log").read_text()
 
     def url(self, database: str, password: str = QUOTED) -> str:
-        return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{USER}:{password}@{self._host}:{self.port}/{database}"
 
     def close(self) -> None:
         if (self._data / "postmaster.pid").exists():

@@ -32,11 +32,12 @@ class TrackingServer:
         artifacts: str | None = None,
         login: tuple[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         """Over the database `store`, by default an SQLite file.
 
         `artifacts` is where clients bring them by themselves; without it they go through the server. With `login`, a
-        user and a password, it lets in nobody else. `environment` is what else is in the server's.
+        user and a password, it lets in nobody else. It listens on `host`. `environment` is what else is in its own.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="thaw-tracking-"))
         self._environment = {**_login(self._folder, login), **(environment or {})}
@@ -44,9 +45,10 @@ class TrackingServer:
         self._store = store or f"sqlite:///{self._folder / 'mlflow.db'}"
         self._process: BaseProcess | None = None
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((host, 0))
             self._port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
+        self._host = host
+        self.uri = f"http://{host}:{self._port}"
         self.start()
 
     def start(self) -> None:
@@ -54,7 +56,8 @@ class TrackingServer:
         context = get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self._process = context.Process(
-            target=_serve, args=(self._folder, self._port, self._store, self._artifacts, self._environment)
+            target=_serve,
+            args=(self._folder, self._host, self._port, self._store, self._artifacts, self._environment),
         )
         self._process.start()
         wait_until(self._answers, f"the tracking server answers; see {self._folder / 'log'}")
@@ -106,7 +109,7 @@ def _login(folder: Path, login: tuple[str, str] | None) -> dict[str, str]:
     }
 
 
-def _serve(folder: Path, port: int, store: str, artifacts: str | None, environment: dict[str, str]) -> None:
+def _serve(folder: Path, host: str, port: int, store: str, artifacts: str | None, environment: dict[str, str]) -> None:
     os.setsid()
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
@@ -138,7 +141,7 @@ def _serve(folder: Path, port: int, store: str, artifacts: str | None, environme
             app = mlflow.server.auth.create_app(server.app)
         else:
             app = mlflow.server.fastapi_app.app
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+    uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.signals import StopRequest
-from pipeline.sweep.opening import found_here, _threads
+from pipeline.sweep.opening import _threads, found_here
 from pipeline.sweep.pulse import Pulse
 from pipeline.sweep.segment import Keeping
 from pipeline.sweep.study import Study
