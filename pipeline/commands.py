@@ -154,6 +154,8 @@ class OpeningOptions(WorkOptions):
                 raise UsageError(f"--{flag}-per-trial is for --engine ray; processes of this machine share what it has")
             if given is not None and given < 0:
                 raise UsageError(f"--{flag}-per-trial {given:g}: expected at least 0")
+        if self.engine == "ray" and not self.workers:
+            raise UsageError("--workers 0: with --engine ray it says how many tasks there are at once")
         if (self.gpus_per_trial or 0) > 1 and self.gpus_per_trial != round(self.gpus_per_trial or 0):
             raise UsageError(f"--gpus-per-trial {self.gpus_per_trial:g}: expected a part of one, or whole ones")
 

@@ -42,6 +42,7 @@ log = logging.getLogger("pipeline")
 ADDRESS = "RAY_ADDRESS"
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 TICK_S = 1.0
+HEAD_GONE_S = 30.0  # after a minute Ray ends the driver as it stands; until then a head may come back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,8 @@ class _Tasks:
         )
         self._running: list[Any] = []
         self._losses, self._trials = 0, 0
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._head, self._head_s = (host, int(port)), time.monotonic()
 
     def turn(self) -> bool:
         """Submits what can be, and waits for a task to end, for at most a tick. False when nothing is left to do."""
@@ -148,6 +151,7 @@ class _Tasks:
                 return False
             self._start(wanted or 0)
         self._wait()
+        self._look_at_head()
         return True
 
     def stop(self) -> None:
@@ -184,6 +188,15 @@ class _Tasks:
         ended, self._running = ray.wait(self._running, timeout=TICK_S)
         for task in ended:
             self._ended(task)
+
+    def _look_at_head(self) -> None:
+        try:
+            socket.create_connection(self._head, TICK_S).close()
+            self._head_s = time.monotonic()
+        except OSError:
+            if time.monotonic() - self._head_s > HEAD_GONE_S:
+                log.error("the head of the Ray cluster has been gone for %.0f s", HEAD_GONE_S)
+                self._stop.ask("the loss of the Ray cluster's head")
 
     def _ended(self, task: Any) -> None:
         import ray
@@ -269,6 +282,8 @@ def _secure(address: str) -> None:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         return
+    if address.startswith("ray://"):
+        raise UsageError(f"{ADDRESS} {address}: give the cluster's own address, HOST:6379; a client's ends with it")
     if _is_loopback(address):
         return
     has_token = any(name in os.environ for name in TOKENS) or (Path.home() / ".ray" / "auth_token").is_file()

@@ -95,6 +95,13 @@ def test_a_sweep_on_ray_survives_the_end_of_a_worker_a_node_its_driver_and_its_s
     postgres.start()
 
     assert sweep.progress.wait_for_count(10, command), command.output
+    command.signal_group(signal.SIGTERM)
+    assert command.wait() == 75, command.output
+    assert "Traceback" not in command.output
+    assert all(trial.state.is_finished() for trial in place.trials("quick")), "every task has left its trial"
+
+    command = place.start(*sweep.arguments, environment=driver)
+    assert sweep.progress.wait_for_count(10, command), command.output
     cluster.kill(cluster.raylet_above(trains(place).user_attrs["worker"]["supervisor"]["pid"]))
     command.wait_for_output("a task was lost")
 

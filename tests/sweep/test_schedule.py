@@ -7,7 +7,7 @@ from pipeline.errors import UsageError
 from pipeline.sweep.budget import grant
 from pipeline.sweep.halving import bracket_of
 from pipeline.sweep.reopening import reopen
-from pipeline.sweep.schedule import first_goal, is_over, is_search_over, next_segment
+from pipeline.sweep.schedule import first_goal, is_over, is_search_over, next_segment, open_segments
 from pipeline.sweep.study import Study
 from tests.sweep.trials import checkpoint_of, new_study, spec
 
@@ -274,3 +274,35 @@ def test_a_trial_that_nobody_claims_holds_no_epochs(tmp_path):
     study.add_configuration(0, until=9)  # by a command that was killed
     study.add_configuration(1, until=9)
     assert next_segment(study, only=(1,), max_total_epochs=9).head.user_attrs["granted"] == 9
+
+
+def test_how_much_is_open_is_said_before_and_while_it_is_claimed(tmp_path):
+    study = new_study(tmp_path, configurations=3)
+    counts = []
+    while (before := open_segments(study)) is not None:
+        found = next_segment(study)
+        counts.append((before, open_segments(study)))
+        finish(study, found, VALUES[found.number])
+    assert next_segment(study) == "done"
+    # New configurations, of which one is claimed each time; then the best of three, and it alone to the end.
+    assert counts == [(3, 2), (2, 1), (1, 0), (1, 0), (1, 0)]
+
+
+def test_what_broke_off_is_open_until_it_is_claimed_and_only_if_it_was_asked_for(tmp_path):
+    study = new_study(tmp_path, configurations=2)
+    for claimed in [next_segment(study), next_segment(study)]:
+        stop_at(study, claimed, 1)
+    assert open_segments(study) == 2
+    assert open_segments(study, only=[1]) == 1
+    assert open_segments(study, only=[7]) is None
+    assert next_segment(study).number == 0
+    assert (open_segments(study), open_segments(study, only=[0])) == (1, 0)
+
+
+def test_nothing_is_open_when_the_budget_is_spent(tmp_path):
+    study = new_study(tmp_path, configurations=3)
+    finish(study, next_segment(study), 0.5)
+    assert open_segments(study, max_total_epochs=2) == 2
+    assert open_segments(study, max_total_epochs=1) is None
+    next_segment(study)
+    assert open_segments(study, max_total_epochs=1) == 0, "somebody is still at it"
