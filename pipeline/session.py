@@ -327,7 +327,9 @@ class Session:
             until=how.until,
             grace_s=how.grace_s,
         )
-        view = self._view(job) if how.view and is_terminal(sys.stderr) else None
+        # What tasks print comes by Ray, past a view.
+        has_view = how.view and how.resources is None and is_terminal(sys.stderr)
+        view = self._view(job) if has_view else None
         with self._stop.deferred(), view or nullcontext():
             if how.resources is None:
                 finished = local.run(job, self._context, self._stop, view)

@@ -1,6 +1,7 @@
 """Tests in network namespaces of their own: nothing outside is reached, or reaches in, and all of it ends with them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ ALONE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 def run_alone(file: str) -> None:
     """Runs the tests of a file where there is loopback and nothing else; the shell reaps what is orphaned there."""
+    missing = [program for program in ("unshare", "nsenter", "ip") if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"there is no {missing[0]} to make a network namespace with: apt-get install util-linux iproute2")
     tried = subprocess.run([*ALONE, "ip", "link", "set", "lo", "up"], capture_output=True, text=True, check=False)
     if tried.returncode != 0:
         pytest.skip(f"there is no network namespace to be had here: {tried.stderr.strip()}")

@@ -236,7 +236,8 @@ def _gpus(job: Job, resources: Resources) -> float:
 
     if resources.gpus is not None:
         return resources.gpus
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cluster: Any = ray  # which has a type for some of its functions
+    there = cluster.cluster_resources()
     return 1 / job.workers_per_gpu if there.get("GPU") else 0.0
 
 
