@@ -159,7 +159,7 @@ class _Tasks:
         import ray
 
         grace_s = GRACE_S if self._job.grace_s is None else self._job.grace_s
-        ends_s = time.monotonic() + grace_s
+        ends_s = time.monotonic() + grace_s + 2 * TICK_S  # a task hears of it later, and has all of its grace
         for task in self._running:
             ray.cancel(task)
         while self._running and time.monotonic() < ends_s and not self._stop.at_once:
@@ -245,7 +245,7 @@ def _gpus(job: Job, resources: Resources) -> float:
 def _connected(stop: StopRequest) -> Iterator[None]:
     """A cluster that others have started, where RAY_ADDRESS says; without it, Ray on this machine for this block."""
     address = os.environ.get(ADDRESS) or "local"
-    _secure(address)
+    _prepare(address)
     ray = _ray()
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -254,12 +254,14 @@ def _connected(stop: StopRequest) -> Iterator[None]:
     except SystemExit as error:  # Ray's own answer to SIGTERM, from its first line on
         stop.ask("SIGTERM")
         raise Interrupted("SIGTERM") from error
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UsageError(f"{ADDRESS} {address}: {_first_line(error)}") from error
+    except Exception as error:  # whatever Ray raises: there is no type for what keeps it from starting
+        raise ThawError(f"{ADDRESS} {address}: {_first_line(error)}") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     try:
+        if address == "auto":
+            _refuse_without_token(ray.get_runtime_context().gcs_address)
         yield
     finally:
         ray.shutdown()
@@ -273,26 +275,30 @@ def _ray() -> Any:
     return ray
 
 
-def _secure(address: str) -> None:
-    """Sets what Ray reads as it is imported. Raises UsageError for another machine's cluster, but with a token."""
+def _prepare(address: str) -> None:
+    """Sets what Ray reads as it is imported. Raises: UsageError, for an address that is not to be used."""
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # two configurations say the same, but for a number
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    if address in ("local", "auto"):
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # what makes it listen on loopback alone
-        if address == "local":
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        return
-    if address.startswith("ray://"):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    elif address.startswith("ray://"):
         raise UsageError(f"{ADDRESS} {address}: give the cluster's own address, HOST:6379; a client's ends with it")
+    elif address != "auto":
+        _refuse_without_token(address)
+
+
+def _refuse_without_token(address: str) -> None:
+    """Raises UsageError for a cluster that listens to a network, and to anybody there."""
     if _is_loopback(address):
         return
     has_token = any(name in os.environ for name in TOKENS) or (Path.home() / ".ray" / "auth_token").is_file()
     if os.environ.setdefault("RAY_AUTH_MODE", "token") == "disabled" or not has_token:
         raise UsageError(
-            f"{ADDRESS} {address}: that is another machine, where whoever reaches Ray without a token runs what he "
-            "likes; run `ray get-auth-token --generate` once, copy ~/.ray/auth_token to each machine, and start Ray "
-            "there with RAY_AUTH_MODE=token"
+            f"{ADDRESS} {address}: that cluster listens to a network, where whoever reaches it without a token runs "
+            "what he likes; run `ray get-auth-token --generate` once, copy ~/.ray/auth_token to each machine, and "
+            "start Ray there with RAY_AUTH_MODE=token"
         )
 
 

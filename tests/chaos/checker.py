@@ -1,4 +1,4 @@
-"""What must be true of a study of quick.py at its end, read from what cannot lie.
+"""What must be true at its end of a study of quick.py, or of what keeps the same history, read from what cannot lie.
 
 That is the append-only history of every batch that any process has trained, the study's trials, and the MLflow runs
 with their checkpoints. What configurations have come to is compared with the same configurations trained undisturbed,
@@ -23,7 +23,7 @@ from pipeline.sweep.study import Study
 from pipeline.sweep.worker import Site
 from tests.chaos.chaos import Fence
 from tests.integration.commands import Workplace, assert_same_tensors
-from tests.integration.sweeps import QUICK, Sweep, assert_sound, spans, step_of
+from tests.integration.sweeps import Sweep, assert_sound, spans, step_of
 
 
 def assert_survived(
@@ -146,7 +146,7 @@ class _Until(LocalSegment):
 
 def train_undisturbed(study: Study, lineage: Lineage, folder: Path) -> tuple[Manifest, dict[str, Any]]:
     """The checkpoint of the same configuration at the same epoch; its parameters are drawn anew."""
-    spec, experiment = study.spec, load_experiment(str(QUICK)).experiment
+    spec, experiment = study.spec, load_experiment(Site.of(study).file).experiment
     assert experiment.suggest is not None
     seed = seed_for(spec.seed, lineage.number)
     drawn = experiment.suggest(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask())

@@ -34,37 +34,37 @@ def settings() -> dict[str, str | None]:
 
 def test_a_cluster_elsewhere_is_refused_without_a_token(monkeypatch):
     with pytest.raises(UsageError, match="ray get-auth-token --generate"):
-        ray_tasks._secure("10.0.0.1:6379")
+        ray_tasks._prepare("10.0.0.1:6379")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a token")
-    ray_tasks._secure("10.0.0.1:6379")
+    ray_tasks._prepare("10.0.0.1:6379")
     assert settings()["RAY_AUTH_MODE"] == "token"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(UsageError, match="start Ray there with RAY_AUTH_MODE=token"):
-        ray_tasks._secure("10.0.0.1:6379")
+        ray_tasks._prepare("10.0.0.1:6379")
 
 
 def test_a_token_may_be_a_file_at_home(tmp_path: Path):
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("a token")
-    ray_tasks._secure("somewhere.else:6379")
+    ray_tasks._prepare("somewhere.else:6379")
     assert settings()["RAY_AUTH_MODE"] == "token"
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:6379", "localhost:6379", "[::1]:6379"])
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "localhost:6379", "[::1]:6379"])
 def test_a_cluster_of_this_machine_is_used_as_it_is(address):
-    ray_tasks._secure(address)
+    ray_tasks._prepare(address)
     assert not any(settings().values())
 
 
 def test_a_ray_of_its_own_has_a_token_and_listens_on_loopback():
-    ray_tasks._secure("local")
+    ray_tasks._prepare("local")
     assert settings()["RAY_AUTH_MODE"] == "token"
     assert settings()["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
 
 
 def test_a_client_of_ray_is_refused():
     with pytest.raises(UsageError, match="give the cluster's own address"):
-        ray_tasks._secure("ray://127.0.0.1:10001")
+        ray_tasks._prepare("ray://127.0.0.1:10001")
 
 
 @pytest.mark.parametrize(

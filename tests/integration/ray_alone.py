@@ -44,7 +44,7 @@ def server(postgres: PostgresServer, bucket: Bucket) -> Iterator[TrackingServer]
 def sweep(tmp_path: Path, postgres: PostgresServer, bucket: Bucket, server: TrackingServer) -> Iterator[Sweep]:
     told = {**bucket.environment, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     place = Workplace(tmp_path / "work", tracking_uri=server.uri, storage_url=postgres.database(), environment=told)
-    yield Sweep.of(place, *FLAGS)
+    yield Sweep.of(place, *FLAGS, experiment=Path(__file__).with_name("handwritten.py"))
     place.close()
 
 
@@ -64,7 +64,7 @@ def cluster(sweep: Sweep, bucket: Bucket) -> Iterator[RayCluster]:
 
 def trains(workplace: Workplace) -> FrozenTrial:
     """A trial that is trained just now."""
-    study = workplace.study("quick")
+    study = workplace.study("handwritten")
     running = wait_until(lambda: [one for one in study.trials() if is_trained(one)], "somebody trains")
     return running[0]
 
@@ -98,7 +98,7 @@ def test_a_sweep_on_ray_survives_the_end_of_a_worker_a_node_its_driver_and_its_s
     command.signal_group(signal.SIGTERM)
     assert command.wait() == 75, command.output
     assert "Traceback" not in command.output
-    assert all(trial.state.is_finished() for trial in place.trials("quick")), "every task has left its trial"
+    assert all(trial.state.is_finished() for trial in place.trials("handwritten")), "every task has left its trial"
 
     command = place.start(*sweep.arguments, environment=driver)
     assert sweep.progress.wait_for_count(10, command), command.output
@@ -112,5 +112,7 @@ def test_a_sweep_on_ray_survives_the_end_of_a_worker_a_node_its_driver_and_its_s
     command = place.start(*sweep.arguments, environment=driver)
     assert command.wait() == 0, command.output
     assert "Traceback" not in command.output
-    lineages = assert_survived(sweep, configurations=CONFIGURATIONS, fences=(), folder=tmp_path / "undisturbed")
+    lineages = assert_survived(
+        sweep, configurations=CONFIGURATIONS, fences=(), folder=tmp_path / "undisturbed", name="handwritten"
+    )
     print(dict(endings(lineages)))

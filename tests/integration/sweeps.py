@@ -14,7 +14,7 @@ BATCHES = 6  # an epoch of quick.py
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A command that works on a study of quick.py, and what it trains as it does.
+    """A command that works on a study of quick.py, or of what keeps the same history, and what it trains as it does.
 
     Attributes:
         arguments: of the command, the same each time.
@@ -28,10 +28,10 @@ class Sweep:
     history: Path
 
     @classmethod
-    def of(cls, workplace: Workplace, *flags: str) -> "Sweep":
+    def of(cls, workplace: Workplace, *flags: str, experiment: Path = QUICK) -> "Sweep":
         return cls(
             workplace=workplace,
-            arguments=("sweep", QUICK, *flags),
+            arguments=("sweep", experiment, *flags),
             progress=workplace.progress(),
             history=workplace.folder / "history",
         )
