@@ -334,7 +334,7 @@ class Session:
             if how.resources is None:
                 finished = local.run(job, self._context, self._stop, view)
             else:
-                give_threads(study, how.resources.threads)
+                give_threads(study, how.resources.threads(job.processes))
                 finished = ray_tasks.run(job, how.resources, self._stop)
         # Who was to do no more than a segment, or to wait for more to do, is not told whether that was the last.
         return finished or (how.until != "over" and is_over(study))

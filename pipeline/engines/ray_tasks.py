@@ -52,13 +52,18 @@ class Resources:
     cpus: float | None = None
     gpus: float | None = None
 
-    def of(self, job: Job) -> tuple[float, float | None]:
-        """CPUs and GPUs; None where that depends on whether the cluster has any."""
-        return float(job.processes) if self.cpus is None else self.cpus, self.gpus
+    def cpus_for(self, processes: int) -> float:
+        return float(processes) if self.cpus is None else self.cpus
 
-    def threads(self, job: Job) -> int:
+    def gpus_for(self, processes: int, *, workers_per_gpu: int, there: bool) -> float:
+        """`there`: whether the cluster has any."""
+        if self.gpus is not None:
+            return self.gpus
+        return (float(processes) if processes > 1 else 1 / workers_per_gpu) if there else 0.0
+
+    def threads(self, processes: int) -> int:
         """Torch's threads of each process."""
-        return max(1, int(self.of(job)[0] / job.processes))
+        return max(1, int(self.cpus_for(processes) / processes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +138,16 @@ class _Tasks:
         self._task_job = replace(job, workers=1, timeout_s=None, until="segment", own_session=True)
         self._study = patient(Study.load(job.study, job.storage), job.keeping.outage_s)
         self._driver = _Driver(host=socket.gethostname(), folder=str(Path.cwd()), log_level=logging.getLogger().level)
+        cluster: Any = ray  # which has a type for some of its functions
         # Ray's own process keeps no device: it is a process below it that has used it, and has ended.
-        self._submit = ray.remote(num_cpus=resources.cpus, num_gpus=_gpus(job, resources), max_retries=0, max_calls=0)(
-            work_as_task
-        )
+        self._submit = ray.remote(
+            num_cpus=resources.cpus_for(job.processes),
+            num_gpus=resources.gpus_for(
+                job.processes, workers_per_gpu=job.workers_per_gpu, there="GPU" in cluster.cluster_resources()
+            ),
+            max_retries=0,
+            max_calls=0,
+        )(work_as_task)
         self._running: list[Any] = []
         self._losses, self._trials = 0, 0
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
@@ -229,16 +240,6 @@ class _Tasks:
         if self._losses > local.DEATHS_IN_A_ROW * self._job.workers:
             raise ThawError(f"tasks were lost {self._losses} times in a row: {reason}")
         log.warning("a task was lost (%s); another continues its work", reason)
-
-
-def _gpus(job: Job, resources: Resources) -> float:
-    import ray
-
-    if resources.gpus is not None:
-        return resources.gpus
-    cluster: Any = ray  # which has a type for some of its functions
-    there = cluster.cluster_resources()
-    return 1 / job.workers_per_gpu if there.get("GPU") else 0.0
 
 
 @contextmanager

@@ -83,11 +83,26 @@ def test_resources_that_make_no_sense_are_refused(options, words):
 
 def test_what_a_task_is_given_is_what_was_said():
     assert SweepOptions().how().resources is None
-    assert SweepOptions(engine="ray").how().resources == Resources(cpus=1.0, gpus=None)
-    told = SweepOptions(engine="ray", cpus_per_trial=2.5, gpus_per_trial=0.25)
-    assert told.how().resources == Resources(cpus=2.5, gpus=0.25)
-    assert told.how().resources.threads == 2
-    assert told.workers_here == 0, "it is not this machine's cores that they share"
+    assert SweepOptions(engine="ray").how().resources == Resources()
+    told = SweepOptions(engine="ray", cpus_per_trial=5.0, gpus_per_trial=0.25)
+    assert told.how().resources == Resources(cpus=5.0, gpus=0.25)
+    assert told.processes == 0, "it is not this machine's cores that they share"
+
+
+def test_several_gpus_are_for_as_many_processes_unless_it_is_said_otherwise():
+    assert SweepOptions(engine="ray", gpus_per_trial=2.0).how().processes == 2
+    assert SweepOptions(engine="ray", gpus_per_trial=2.0, processes_per_trial=4).how().processes == 4
+    assert SweepOptions(engine="ray", gpus_per_trial=0.5).how().processes is None
+
+
+def test_what_was_not_said_follows_from_the_processes_and_what_is_there():
+    assert Resources().cpus_for(2) == 2.0
+    assert (Resources().threads(2), Resources(cpus=5.0).threads(2), Resources(cpus=0.5).threads(1)) == (1, 2, 1)
+    gpus = Resources().gpus_for
+    assert gpus(1, workers_per_gpu=4, there=True) == 0.25
+    assert gpus(2, workers_per_gpu=1, there=True) == 2.0
+    assert gpus(2, workers_per_gpu=1, there=False) == 0.0
+    assert Resources(gpus=0.5).gpus_for(1, workers_per_gpu=1, there=False) == 0.5
 
 
 def job(**given) -> Job:
