@@ -21,11 +21,15 @@ def binaries() -> Path:
 
 
 class PostgresServer:
-    """A server with a database for whoever asks; its data does not survive the machine, but a restart of the server."""
+    """A server with a database for whoever asks; its data does not survive the machine, but a restart of the server.
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        """`host` is where it listens; whoever reaches it there has to know the password."""
+    `host` is where it listens; whoever reaches it there has to know the password. `settings` are the server's own, beside
+    or instead of those that tests are given.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", **settings: str | int) -> None:
         self._host = host
+        self._settings = {"fsync": "off", "max_connections": 200} | settings
         self._bin = binaries()
         self._folder = Path(tempfile.mkdtemp(prefix="thaw-postgres-"))
         # It refuses to run as root.
@@ -48,7 +52,8 @@ class PostgresServer:
 
     def start(self) -> None:
         """Returns when it answers."""
-        options = f"-h {self._host} -p {self.port} -k {self._folder} -c fsync=off -c max_connections=200"
+        settings = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
+        options = f"-h {self._host} -p {self.port} -k {self._folder} {settings}"
         self._run("pg_ctl", "start", "-w", "-D", self._data, "-o", options, "-l", self._folder / "log")
 
     def stop(self) -> None:
@@ -74,6 +79,11 @@ class PostgresServer:
         environment = {**os.environ, "PGPASSWORD": PASSWORD}
         name = url.rpartition("/")[2]
         return subprocess.run([*command, name], check=True, env=environment, capture_output=True, text=True).stdout
+
+    @property
+    def pid(self) -> int:
+        """Of the process that all others of the server come from."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
 
     @property
     def log(self) -> str:

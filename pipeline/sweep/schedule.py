@@ -29,8 +29,10 @@ def next_segment(
     """
     spec = study.spec
     while True:
-        study.close_dead()
-        found = study.lineages()
+        trials = study.trials()
+        if study.close_dead(trials=trials):
+            trials = study.trials()
+        found = study.lineages(trials)
         if only is None and failing_alike(found, spec.code):
             raise ThawError(
                 f"study {study.name!r}: the first {ALIKE} configurations all failed alike, so the sweep stops here: "
@@ -44,7 +46,7 @@ def next_segment(
         claimed = next((one for one in waiting if study.claim(one.head)), None)
         if claimed is not None:
             if max_total_epochs is None or budget.grant(study, claimed.number, max_total_epochs):
-                return study.lineages()[claimed.number]
+                return study.renewed(claimed)
             return "wait"  # others hold what was left
         if waiting:
             continue  # another was faster: look again

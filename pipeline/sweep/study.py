@@ -7,7 +7,7 @@ finds out at its next write (`Fenced`) and drops it.
 import copy
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -142,10 +142,15 @@ class Study:
     def trials(self) -> list[FrozenTrial]:
         return self.storage.get_all_trials(self.id, deepcopy=False)
 
-    def lineages(self) -> dict[int, Lineage]:
+    def lineages(self, trials: Sequence[FrozenTrial] | None = None) -> dict[int, Lineage]:
+        """`trials` are all of the study, if they have just been read: with many that run it takes long."""
         if self._lineages is None:
             self._lineages = Lineages(int(self.attrs.get("max_retries", MAX_RETRIES)))
-        return self._lineages.of(self.trials())
+        return self._lineages.of(self.trials() if trials is None else trials)
+
+    def renewed(self, lineage: Lineage) -> Lineage:
+        """The lineage with its newest segment as it is now; of the others nothing is read."""
+        return replace(lineage, segments=(*lineage.segments[:-1], self.storage.get_trial(lineage.head._trial_id)))
 
     def limit_retries(self, max_retries: int) -> None:
         """How many segments in a row may be lost, or raise, from now on; for who loads the study after this."""
@@ -268,15 +273,16 @@ class Study:
         except optuna.exceptions.UpdateFinishedTrialError as error:
             raise Fenced(str(error)) from error
 
-    def close_dead(self, ended: str = LOST) -> list[FrozenTrial]:
+    def close_dead(self, ended: str = LOST, *, trials: Sequence[FrozenTrial] | None = None) -> list[FrozenTrial]:
         """Ends the trials of processes that are gone, and those that lost against a lower number.
 
-        `ended` is why the dead have ended: LOST counts against their configurations.
+        `ended` is why the dead have ended: LOST counts against their configurations. `trials` are all of the study, if
+        they have just been read.
 
         Returns the trials of the dead. Idempotent; it may be cut short anywhere.
         """
         try:
-            trials = self.trials()
+            trials = self.trials() if trials is None else trials
             stale = set(self._heartbeats._get_stale_trial_ids(self.id))
         except Exception:
             self.was_away()

@@ -1,0 +1,191 @@
+"""Simulated workers for `benchmarks.scale`: all calls of a worker to its study, between epochs that are waited for.
+
+Those of one process share a cache of trials that have ended and the statements that SQLAlchemy has compiled. Each has a
+connection of its own, and a thread.
+"""
+
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import TrialState, create_trial
+from sqlalchemy import insert
+from sqlalchemy.pool import SingletonThreadPool
+
+from pipeline.sweep import process
+from pipeline.sweep.lineage import COMPLETE, Lineage
+from pipeline.sweep.samplers import numbered_trial, sampling_view
+from pipeline.sweep.schedule import next_segment
+from pipeline.sweep.spec import StudySpec
+from pipeline.sweep.study import Study
+
+T = TypeVar("T")
+SPACE = {"lr": FloatDistribution(1e-4, 1.0, log=True), "width": IntDistribution(4, 128)}
+SEGMENT, EPOCH, CLAIM = "segment", "epoch", "claim"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """How long the calls took that workers have made, in seconds, and how many more epochs were due."""
+
+    calls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    due: int = 0
+
+    def timed(self, name: str, call: Callable[[], T]) -> T:
+        began_s = time.perf_counter()
+        found = call()
+        self.calls[name].append(time.perf_counter() - began_s)
+        return found
+
+
+def spec(epochs: int) -> StudySpec:
+    """A search without end, at random, each configuration of which is trained in one segment."""
+    return StudySpec(
+        experiment="scale.py",
+        code="",
+        data=None,
+        data_options={},
+        config=None,
+        monitor="loss",
+        direction="minimize",
+        configurations=10**6,
+        max_epochs=epochs,
+        min_epochs=1,
+        eta=3,
+        pruner="none",
+        sampler="random",
+        seed=0,
+    )
+
+
+def begun(study: Study, number: int, epochs: int) -> int:
+    """Adds a configuration that this process has been training for so many epochs; returns the id of its trial."""
+    trial = create_trial(
+        state=TrialState.RUNNING,
+        params={"lr": 0.1, "width": 8},
+        distributions=dict(SPACE),
+        user_attrs={
+            "configuration": number,
+            "parent": None,
+            "until": study.spec.max_epochs,
+            "start": None,
+            "config": {"lr": 0.1, "width": 8},
+            "run_id": "0" * 32,
+            "progress": _progress(number, epochs),
+            "worker": process.identity(),
+            "claimant.000000000000": process.identity(),
+        },
+    )
+    trial_id = study.storage.create_new_trial(study.id, trial)
+    study.beat(trial_id)
+    values = [
+        {"trial_id": trial_id, "step": epoch, "intermediate_value": 1.0, "intermediate_value_type": "FINITE"}
+        for epoch in range(1, epochs + 1)
+    ]
+    if values:
+        with study._heartbeats.engine.begin() as connection:
+            connection.execute(insert(models.TrialIntermediateValueModel), values)
+    return trial_id
+
+
+def epoch(study: Study, trial_id: int, done: int) -> None:
+    """What follows an epoch of 10 s, in the order of `Saver` and `Heartbeats`."""
+    study.beat(trial_id)
+    study.set(trial_id, "progress", _progress(trial_id, done))
+    study.report(trial_id, done, 1.0)
+
+
+def segment(study: Study, times: Times) -> Lineage:
+    """Claims the next segment and draws its configuration, as `work` does."""
+    found = times.timed(CLAIM, lambda: next_segment(study))
+    assert not isinstance(found, str)
+    trial_id = found.head._trial_id
+    trial = numbered_trial(sampling_view(study, study.spec, found.number), trial_id, found.number)
+    config = {"lr": trial.suggest_float("lr", 1e-4, 1.0, log=True), "width": trial.suggest_int("width", 4, 128)}
+    study.set(trial_id, "config", config)
+    study.set(trial_id, "run_id", "0" * 32)
+    return found
+
+
+def end(study: Study, trial_id: int) -> None:
+    study.storage.get_trial(trial_id)
+    study.end(trial_id, TrialState.COMPLETE, COMPLETE, 1.0)
+
+
+def work(
+    url: str, name: str, owned: Sequence[tuple[int, int]], epoch_s: float, run_s: float, start: Any, to: Any
+) -> None:
+    """The life of some workers, from the moment when all are connected, for `run_s` seconds.
+
+    `owned` are the trials they begin with, and how many epochs of these are done.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = Study.load(name, url)
+    storage = study._heartbeats
+    assert isinstance(storage, RDBStorage)
+    storage.engine.pool = SingletonThreadPool(storage.engine.pool._creator, pool_size=len(owned) + 1, pre_ping=True)
+    study.trials()
+    all_times: list[Times] = []
+    errors: list[BaseException] = []
+    ready = threading.Barrier(len(owned) + 1)
+    go = threading.Event()
+
+    def live(trial_id: int, done: int) -> None:
+        own = study.through(lambda storage: storage)
+        own.beat(trial_id)
+        ready.wait()
+        go.wait()
+        try:
+            all_times.append(_live(own, trial_id, done, epoch_s, run_s))
+        except BaseException as error:  # what ends a thread is to be told
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=live, args=one, daemon=True) for one in owned]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    start.wait()
+    go.set()
+    for thread in threads:
+        thread.join()
+    to.send((all_times, [repr(error) for error in errors]))
+
+
+def _live(study: Study, trial_id: int, done: int, epoch_s: float, run_s: float) -> Times:
+    times = Times()
+    began_s = time.monotonic()
+    ends_s, due_s = began_s + run_s, began_s + random.random() * epoch_s
+    epochs = study.spec.max_epochs
+    while due_s < ends_s:
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        if time.monotonic() >= ends_s:
+            break
+        done += 1
+        times.timed(EPOCH, lambda trial_id=trial_id, done=done: epoch(study, trial_id, done))
+        due_s += epoch_s
+        if done == epochs:
+            began_s = time.monotonic()
+
+            def turn(trial_id: int = trial_id) -> Lineage:
+                end(study, trial_id)
+                return segment(study, times)
+
+            trial_id, done = times.timed(SEGMENT, turn).head._trial_id, 0
+            due_s += time.monotonic() - began_s  # it trains nothing meanwhile
+    left = max(0, int((ends_s - due_s) // epoch_s) + 1)
+    return Times(calls=dict(times.calls), due=left)
+
+
+def _progress(trial: int, epochs: int) -> dict[str, Any]:
+    name = f"s0-e{epochs:05d}-b000000-t{trial:06d}"
+    best = {"epoch": epochs, "value": 1.0, "checkpoint": name, "metrics": {"loss": 1.0}}
+    return {"checkpoint": name, "epochs": epochs, "best": best, "seconds": 10.0 * epochs}
