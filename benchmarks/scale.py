@@ -1,8 +1,8 @@
 """How many workers one PostgreSQL carries.
 
-`python -m benchmarks.scale` starts a server of its own, which waits for its disk as a real one does, and takes three looks.
-Sweeps of 1 to 8 real workers, whose epochs sleep. What each call takes, with 10 to 1,000 trials that run. And 1,000
-simulated workers, each with a connection of its own. What a database can carry follows from its own CPU time.
+`python -m benchmarks.scale` starts a server of its own, which waits for its disk as a real one does, and
+takes three looks: sweeps of 1 to 8 real workers, whose epochs sleep; what each call takes, with 10 to 1,000 trials that
+run; and 1,000 simulated workers, each with a connection of its own. What it can carry follows from its CPU time.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import sqlalchemy
 
 from benchmarks import scale_workers
 from benchmarks.scale_sleeping import EPOCH_S, FOLDER, MAX_EPOCHS
-from benchmarks.scale_workers import CLAIM, EPOCH, SEGMENT, Times
+from benchmarks.scale_workers import CLAIM, EPOCH, SEGMENT, WARM_UP, Times
 from pipeline.sweep.storage import prepare_storage
 from pipeline.sweep.study import Study
 from tests.postgres import PostgresServer
@@ -296,9 +296,10 @@ def _simulated(database: Database, study: Study, owned: list[tuple[int, int]], e
         theirs.close()
         pipes.append(ours)
     start.wait()
-    before, began_s = database.used(), time.monotonic()
-    time.sleep(run_s)
-    used, wall_s, connections = database.used() - before, time.monotonic() - began_s, database.connections(study.url)
+    time.sleep(WARM_UP * run_s)
+    before, began_s, connections = database.used(), time.monotonic(), database.connections(study.url)
+    time.sleep((1 - WARM_UP) * run_s)
+    used, wall_s = database.used() - before, time.monotonic() - began_s
     lives: list[Times] = []
     for pipe in pipes:
         times, errors = pipe.recv()
@@ -309,10 +310,8 @@ def _simulated(database: Database, study: Study, owned: list[tuple[int, int]], e
         process.join()
     calls = {name: [s for one in lives for s in one.calls.get(name, [])] for name in (EPOCH, CLAIM, SEGMENT)}
     trained, late = len(calls[EPOCH]), sum(one.due for one in lives)
-    print(
-        f"\n{len(owned):,} simulated workers, {epoch_s:g} s an epoch, {SEGMENT_EPOCHS} epochs a segment, {wall_s:.0f} s; "
-    )
-    print(f"load {os.getloadavg()[0]:.0f}; {connections:,} connections")
+    print(f"\n{len(owned):,} simulated workers, {epoch_s:g} s an epoch, {SEGMENT_EPOCHS} epochs a segment")
+    print(f"{wall_s:.0f} s; load {os.getloadavg()[0]:.0f}; {connections:,} connections")
     for name, seconds in calls.items():
         if seconds:
             ordered = sorted(seconds)

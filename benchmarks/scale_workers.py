@@ -29,6 +29,7 @@ from pipeline.sweep.study import Study
 
 T = TypeVar("T")
 SPACE = {"lr": FloatDistribution(1e-4, 1.0, log=True), "width": IntDistribution(4, 128)}
+WARM_UP = 0.25  # of the time: a connection's first statements cost the server the most
 SEGMENT, EPOCH, CLAIM = "segment", "epoch", "claim"
 
 
@@ -131,7 +132,9 @@ def work(
     study = Study.load(name, url)
     storage = study._heartbeats
     assert isinstance(storage, RDBStorage)
-    storage.engine.pool = SingletonThreadPool(storage.engine.pool._creator, pool_size=len(owned) + 1, pre_ping=True)
+    storage.engine.pool = SingletonThreadPool(
+        storage.engine.pool._creator, pool_size=len(owned) + 1, pre_ping=True, dialect=storage.engine.dialect
+    )
     study.trials()
     all_times: list[Times] = []
     errors: list[BaseException] = []
@@ -140,10 +143,12 @@ def work(
 
     def live(trial_id: int, done: int) -> None:
         own = study.through(lambda storage: storage)
-        own.beat(trial_id)
-        ready.wait()
-        go.wait()
         try:
+            try:
+                own.beat(trial_id)
+            finally:
+                ready.wait()
+            go.wait()
             all_times.append(_live(own, trial_id, done, epoch_s, run_s))
         except BaseException as error:  # what ends a thread is to be told
             errors.append(error)
@@ -161,26 +166,29 @@ def work(
 
 
 def _live(study: Study, trial_id: int, done: int, epoch_s: float, run_s: float) -> Times:
-    times = Times()
+    times, is_warm = Times(), False
     began_s = time.monotonic()
+    warm_s = began_s + WARM_UP * run_s
     ends_s, due_s = began_s + run_s, began_s + random.random() * epoch_s
     epochs = study.spec.max_epochs
     while due_s < ends_s:
         time.sleep(max(0.0, due_s - time.monotonic()))
         if time.monotonic() >= ends_s:
             break
+        if not is_warm and time.monotonic() >= warm_s:
+            times, is_warm = Times(), True
         done += 1
         times.timed(EPOCH, lambda trial_id=trial_id, done=done: epoch(study, trial_id, done))
         due_s += epoch_s
         if done == epochs:
-            began_s = time.monotonic()
+            claims_s = time.monotonic()
 
             def turn(trial_id: int = trial_id) -> Lineage:
                 end(study, trial_id)
                 return segment(study, times)
 
             trial_id, done = times.timed(SEGMENT, turn).head._trial_id, 0
-            due_s += time.monotonic() - began_s  # it trains nothing meanwhile
+            due_s += time.monotonic() - claims_s  # it trains nothing meanwhile
     left = max(0, int((ends_s - due_s) // epoch_s) + 1)
     return Times(calls=dict(times.calls), due=left)
 
