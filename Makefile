@@ -22,7 +22,7 @@ test: $(VENV)/test.stamp
 	$(PY) -m mypy pipeline
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The peers are installed for this alone. What is measured: checkpoint, sweep, quality, growth, restart.
+# The peers are installed for this alone. What is measured: checkpoint, sweep, quality, growth, restart, scale.
 bench: $(VENV)/bench.stamp
 	$(PY) -m benchmarks.$(BENCH) $(ARGS)
 

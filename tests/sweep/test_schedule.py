@@ -1,5 +1,7 @@
 """What is to be done next in a study."""
 
+from collections import Counter
+
 import pytest
 from optuna.trial import TrialState
 
@@ -46,6 +48,35 @@ def run_through(study, values, log=None):
 
 
 VALUES = [0.9, 0.2, 0.5, 0.7, 0.1, 0.8, 0.3, 0.6, 0.4]
+
+
+class Counting:
+    """A storage whose calls are counted by their names."""
+
+    def __init__(self, storage, calls):
+        self._storage, self._calls = storage, calls
+
+    def __getattr__(self, name):
+        self._calls[name] += 1
+        return getattr(self._storage, name)
+
+
+def test_a_claim_reads_all_trials_once_a_turn(tmp_path):
+    calls = Counter()
+    study = new_study(tmp_path).through(lambda storage: Counting(storage, calls))
+    study.add_configuration(0, until=1)
+    for number, reads in ((0, 1), (1, 2)):  # what waits is claimed; what is created first is claimed by the next turn
+        calls.clear()
+        assert next_segment(study).number == number
+        assert calls["get_all_trials"] == reads
+
+
+def test_what_is_claimed_is_returned_as_it_is_now(tmp_path):
+    study = new_study(tmp_path)
+    found = next_segment(study)
+    assert found.head.state is TrialState.RUNNING
+    assert "worker" in found.head.user_attrs
+    assert [one.number for one in found.segments] == [one.number for one in study.lineages()[0].segments]
 
 
 def test_one_worker_promotes_whenever_a_rung_has_grown_and_trains_one_to_the_full(tmp_path):
