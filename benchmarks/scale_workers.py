@@ -183,7 +183,7 @@ def _live(study: Study, trial_id: int, done: int, epoch_s: float, run_s: float) 
         if done == epochs:
             claims_s = time.monotonic()
 
-            def turn(trial_id: int = trial_id) -> Lineage:
+            def turn(trial_id: int = trial_id, times: Times = times) -> Lineage:
                 end(study, trial_id)
                 return segment(study, times)
 

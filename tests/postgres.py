@@ -23,8 +23,8 @@ def binaries() -> Path:
 class PostgresServer:
     """A server with a database for whoever asks; its data does not survive the machine, but a restart of the server.
 
-    `host` is where it listens; whoever reaches it there has to know the password. `settings` are the server's own, beside
-    or instead of those that tests are given.
+    `host` is where it listens; whoever reaches it there has to know the password. `settings` are the server's own,
+    beside or instead of those that tests are given.
     """
 
     def __init__(self, host: str = "127.0.0.1", **settings: str | int) -> None:
