@@ -15,8 +15,9 @@ def train(config: quick.Config, run: Run) -> None:
     images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     loader = DataLoader(TensorDataset(images, torch.tensor(labels)), batch_size=300, shuffle=True)
     model = nn.Sequential(
-        *(nn.Conv2d(1, config.width, 3, padding=1), nn.BatchNorm2d(config.width), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Dropout(0.2), nn.Linear(16 * config.width, 10)),
+        *(nn.Conv2d(1, 8 * config.width, 3, padding=1), nn.BatchNorm2d(8 * config.width), nn.ReLU()),
+        *(nn.Conv2d(8 * config.width, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Dropout(0.2), nn.Linear(16 * 32, 10)),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=run.max_epochs)
