@@ -7,7 +7,6 @@ run; and 1,000 simulated workers, each with a connection of its own. What it can
 
 import argparse
 import json
-import logging
 import multiprocessing
 import os
 import subprocess
@@ -109,7 +108,6 @@ def main() -> None:
     parser.add_argument("--run-s", type=float, default=60.0, help="of the simulation")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     database = Database(arguments.workers)
     try:
         print(f"PostgreSQL, fsync on; {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f} at the start\n", flush=True)
@@ -149,6 +147,7 @@ def _real(database: Database) -> None:
                 [*command, "--pruner", "none", "--sampler", "random"],
                 cwd=folder,
                 env=environment,
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
             most = 0
