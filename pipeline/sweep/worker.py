@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -54,7 +55,7 @@ from pipeline.tracking.tables import Tables
 
 log = logging.getLogger("pipeline")
 T = TypeVar("T")
-IDLE_S = 0.3  # between two looks at a study whose work others hold
+IDLE_S, IDLE_LOOKS = 0.3, 9  # between two looks at a study whose work others hold, and in times of what a look took
 OVER_S = 5.0  # and at one that is over, and may be given more to do
 # How long a worker works: until the study is over, for one segment, or until it is stopped.
 Until = Literal["over", "segment", "stopped"]
@@ -140,13 +141,16 @@ def work(
     use_threads(site.threads)  # a sampler may compute with torch as well
     warm = others(study, file)
     while stop.reason is None:
+        began_s = time.monotonic()
         found = next_segment(study, only=only, max_total_epochs=max_total_epochs)
         if found == "done" and until != "stopped":
             return "done"
         if found == "wait" and until == "segment":
             return "left"
         if isinstance(found, str):
-            stop.wait(IDLE_S if found == "wait" else OVER_S)
+            # With many trials a look takes long: many who only look would keep the database from those who train.
+            idle_s = max(IDLE_S, IDLE_LOOKS * (time.monotonic() - began_s))
+            stop.wait(idle_s if found == "wait" else OVER_S)
             continue
         ended = None
         try:
