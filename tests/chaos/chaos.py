@@ -178,8 +178,11 @@ class Chaos:
             owner = trial.user_attrs["worker"]
             if trial.state.is_finished() or (to_be_seen and owner["supervisor"]["pid"] != self.command.process.pid):
                 continue
-            worker = psutil.Process(owner["pid"])
-            worker.suspend()
+            try:
+                worker = psutil.Process(owner["pid"])
+                worker.suspend()
+            except psutil.NoSuchProcess:  # an orphan, which has left since it trained that line
+                continue
             wait_until(lambda worker=worker: worker.status() == psutil.STATUS_STOPPED, "the worker has stopped")
             is_there = not to_be_seen or self._last_step(number) % BATCHES != BATCHES - 1
             # The lock comes first: who holds it keeps this process from the study too.
