@@ -57,25 +57,25 @@ def frame(
     found: Overview | None, rows: Sequence[Row], *, width: int, height: int, note: str | None = None
 ) -> RenderableType:
     """At most `height` lines of `width`; what finds no room is left out, events first. `note` is what else matters."""
-    parts: list[RenderableType] = [] if found is None else [_head(found), _progress(found, width), *_best(found)]
+    parts: list[RenderableType] = [] if found is None else [_head(found), _progress(found, width), *_best(found, width)]
     room = height - len(parts) - (note is not None)
     if rows and room > 2:
         shown = rows[: room - 2]
         parts += [*([Text()] if parts else []), _workers(shown, width)]
         room -= len(shown) + 2
     if found is not None and found.events and room > 1:
-        parts += [Text(), *(_cut(event_line(one, found.names)) for one in found.events[-min(EVENTS, room - 1) :])]
+        last = found.events[-min(EVENTS, room - 1) :]
+        parts += [Text(), *(_cut(event_line(one, found.names, width)) for one in last)]
     if note is not None:
         parts.append(_cut(Text(note, style="bold yellow")))
     return Group(*parts)
 
 
-def event_line(event: Event, names: Mapping[int, str]) -> Text:
+def event_line(event: Event, names: Mapping[int, str], width: int) -> Text:
     """An event, as one line."""
-    name = names.get(event.number, f"#{event.number:02d}")
-    return Text.assemble(
-        (f"{event.at:%H:%M:%S}", "dim"), f"  {name}  ", (event.text, COLOURS.get(event.kind, "default"))
-    )
+    at, text = f"{event.at:%H:%M:%S}  ", f"  {event.text}"
+    name = _shortened(names.get(event.number, f"#{event.number:02d}"), width - cell_len(at + text))
+    return Text.assemble((at, "dim"), name, (text, COLOURS.get(event.kind, "default")))
 
 
 def _head(found: Overview) -> Text:
@@ -93,11 +93,13 @@ def _progress(found: Overview, width: int) -> RenderableType:
     return table
 
 
-def _best(found: Overview) -> list[Text]:
+def _best(found: Overview, width: int) -> list[Text]:
     if found.best is None:
         return []
     result = f"  {found.monitor} {found.best.value:.6g} at epoch {found.best.epoch}"
-    return [_cut(Text.assemble("best ", (found.names[found.best.number], "green"), result))]
+    name = _shortened(found.names[found.best.number], width - cell_len(f"best {result}"))
+    name.stylize("green")
+    return [_cut(Text.assemble("best ", name, result))]
 
 
 def _workers(rows: Sequence[Row], width: int) -> Table:
@@ -117,6 +119,13 @@ def _workers(rows: Sequence[Row], width: int) -> Table:
     for row in rows:
         table.add_row(*(Text(one) for one in (row.worker, row.what, *(row.cells.get(h, "") for h in headings))))
     return table
+
+
+def _shortened(name: str, room: int) -> Text:
+    """A configuration's name, cut rather than what is said of it; but it has to tell configurations apart."""
+    text = Text(name)
+    text.truncate(max(NAMED, room), overflow="ellipsis")
+    return text
 
 
 def _time(left_s: float | None) -> str:

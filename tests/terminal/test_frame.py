@@ -77,6 +77,14 @@ def test_where_there_is_little_room_events_go_first_and_then_columns(seen):
     assert not any("killed" in one for one in small)
 
 
+def test_a_long_name_is_cut_rather_than_what_is_said_of_it(seen):
+    long = {number: f"{name} weight_decay=0.000123 dropout=0.5 channels=12" for number, name in seen.names.items()}
+    shown = plain(frame(replace(seen, names=long), [], width=79, height=23), width=79)
+    assert shown[2] == "best #00 lr=0.1 weight_decay=0.000123 dropout=0.5 ch…  loss 0.211111 at epoch 9"
+    assert shown[-1].endswith("…  complete at epoch 9, loss 0.211111")
+    assert all(len(line) <= 79 for line in shown)
+
+
 def test_before_anything_is_known_there_are_the_workers():
     assert plain(frame(None, [row_of("1", PLACE, None, None)], width=79, height=23))[1].split() == [
         *("1", "#04", "2/9", "17", "0.2346", "66", "s")
