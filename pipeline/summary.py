@@ -1,5 +1,7 @@
 """What a command says when it is done: what came of it, how to go on, where to look."""
 
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from pipeline.sweep.study import Study
 from pipeline.sweep.verifying import Verdict
 from pipeline.sweep.worker import Site, run_name
 from pipeline.terminal.canvas import plain
+from pipeline.terminal.frame import NAMED, cut
 from pipeline.terminal.overview import Overview
 from pipeline.terminal.watch import whole
 from pipeline.tracking import links
@@ -259,10 +262,16 @@ def _values(lineage: Lineage, spec: StudySpec) -> list[str]:
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of it; in a terminal that is too narrow the first column is cut, and elsewhere nothing."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns - sum(width + 2 for width in widths[1:])
+        widths[0] = min(widths[0], max(room, NAMED))
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
+        "  ".join(
+            cell.ljust(width) for cell, width in zip((cut(first, widths[0]), *rest), widths, strict=True)
+        ).rstrip()
+        for first, *rest in [header, *rows]
     ]
 
 

@@ -123,9 +123,12 @@ def _workers(rows: Sequence[Row], width: int) -> Table:
 
 def _shortened(name: str, room: int) -> Text:
     """A configuration's name, cut rather than what is said of it; but it has to tell configurations apart."""
-    text = Text(name)
-    text.truncate(max(NAMED, room), overflow="ellipsis")
-    return text
+    return Text(cut(name, max(NAMED, room)))
+
+
+def cut(text: str, width: int) -> str:
+    """A text of at most so many characters."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _time(left_s: float | None) -> str:
