@@ -137,11 +137,12 @@ class Progress:
         os.mkfifo(folder / "gate")
         # Open in both directions: a writer never waits for a reader, a reader never finds the end.
         self._fd = os.open(folder / "progress", os.O_RDWR | os.O_NONBLOCK)
+        self._gate_fd = os.open(folder / "gate", os.O_RDWR)
         self._rest = b""
         self.lines: list[str] = []
 
     def environment(self, gate: str = "") -> dict[str, str]:
-        """What the command needs to know; at the line `gate` it waits until `open_gate`."""
+        """What the command needs to know; at the line `gate` (each, if `*`) it waits until `open_gate`."""
         return {"PROGRESS": str(self._folder), "PROGRESS_GATE": gate}
 
     def next(self, command: Command) -> str | None:
@@ -189,10 +190,12 @@ class Progress:
         self._rest = b""
 
     def open_gate(self) -> None:
-        (self._folder / "gate").open("w").close()
+        """Lets one pass, once: who waits there, or whoever comes first."""
+        os.write(self._gate_fd, b".")
 
     def close(self) -> None:
         os.close(self._fd)
+        os.close(self._gate_fd)
 
 
 def signal_all_and_open(command: Command, number: signal.Signals, progress: Progress) -> None:

@@ -7,7 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from optuna.trial import TrialState
 
 from tests.chaos.checker import assert_survived, endings
 from tests.integration.commands import Command, Workplace
@@ -70,6 +72,19 @@ def owner_of_next(sweep: Sweep, command: Command) -> dict[str, Any]:
     return sweep.workplace.study("handwritten").trials()[number].user_attrs["worker"]
 
 
+def stopped_in_training(sweep: Sweep, command: Command) -> tuple[psutil.Process, int]:
+    """A process that stands still in a segment, which so cannot come to its end, and the one above it."""
+    while True:
+        owner = owner_of_next(sweep, command)
+        with suppress(psutil.NoSuchProcess):
+            worker = psutil.Process(owner["pid"])
+            worker.suspend()
+            running = [one for one in sweep.workplace.trials("handwritten") if one.state == TrialState.RUNNING]
+            if owner in [one.user_attrs.get("worker") for one in running]:
+                return worker, owner["supervisor"]["pid"]
+            worker.resume()
+
+
 def test_a_sweep_on_ray_survives_the_end_of_a_worker_a_node_its_driver_and_its_servers(
     tmp_path: Path, postgres: PostgresServer, server: TrackingServer, sweep: Sweep, cluster: RayCluster
 ):
@@ -96,8 +111,10 @@ def test_a_sweep_on_ray_survives_the_end_of_a_worker_a_node_its_driver_and_its_s
     assert all(trial.state.is_finished() for trial in place.trials("handwritten")), "every task has left its trial"
 
     command = place.start(*sweep.arguments, environment=driver)
-    cluster.kill(cluster.raylet_above(owner_of_next(sweep, command)["supervisor"]["pid"]))
+    worker, supervisor = stopped_in_training(sweep, command)
+    cluster.kill(cluster.raylet_above(supervisor))
     command.wait_for_output("a task was lost")
+    worker.resume()
 
     owner_of_next(sweep, command)
     command.kill()

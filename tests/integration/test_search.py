@@ -1,10 +1,7 @@
 """A search by commands: known points, budgets that end and grow, samplers and pruners by name."""
 
-import os
-
 import pytest
 
-from tests.integration.commands import wait_until
 from tests.integration.sweeps import Sweep, assert_sound
 
 
@@ -40,22 +37,13 @@ def test_when_the_time_is_up_what_runs_stops_resumably(workplace):
     sweep = Sweep.of(workplace, *flags)
     command = sweep.start(gate="1 2")  # where training waits, if it has come so far
     command.wait_for_output("--timeout: the time is up")
-    wait_until(lambda: gate_is_opened(sweep) or command.process.poll() is not None, "it goes on, or has ended")
+    sweep.progress.open_gate()
     assert command.wait() == 75, command.output
     assert "stopped; run the same command again to continue" in command.output
     study = workplace.study("quick")
     assert all(trial.state.is_finished() for trial in study.trials())
     assert {one.ended for one in study.lineages().values()} <= {"preempted"}
     assert {run.info.status for run in workplace.runs()} == {"KILLED"}
-
-
-def gate_is_opened(sweep):
-    """Lets go on who waits at the gate; False if nobody does."""
-    try:
-        os.close(os.open(sweep.progress._folder / "gate", os.O_WRONLY | os.O_NONBLOCK))
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("flags", [("--pruner", "median", "--pruner-args", "{n_startup_trials: 1}", "--seed", "3")])

@@ -40,7 +40,7 @@ def ranks(place: Workplace, study: str, command: Command) -> tuple[psutil.Proces
 
 def test_whichever_process_is_killed_or_told_to_stop_the_training_ends_as_an_undisturbed_one(place):
     progress = place.progress()
-    command = place.start(*TRAIN, "--study", "disturbed", environment=progress.environment())
+    command = place.start(*TRAIN, "--study", "disturbed", environment=progress.environment(gate="*"))
     disturb = {"0 4": (0, signal.SIGKILL), "1 3": (1, signal.SIGKILL), "2 2": (1, signal.SIGTERM)}
     while (line := progress.next(command)) is not None:
         rank, number = disturb.pop(line, (0, None))
@@ -72,5 +72,7 @@ def test_an_exception_in_any_process_is_told_as_the_trials_own(place):
     lineage = place.study("poisoned").lineages()[0]
     assert (lineage.ended, lineage.epochs) == ("bug", 2)
     bug = lineage.head.user_attrs["bug"]
-    assert (bug["type"], bug["place"]) == ("ValueError", "together.py:42")
+    lines = TOGETHER.read_text(encoding="utf-8").splitlines()
+    (line,) = [number for number, text in enumerate(lines, start=1) if "raise ValueError" in text]
+    assert (bug["type"], bug["place"]) == ("ValueError", f"together.py:{line}")
     assert "rank 1: ValueError: poisoned" in output.output

@@ -1,14 +1,13 @@
 """A training that several processes share: each drops units of its own, and rank 0 says where it stands."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
+from voice import say
 
 from pipeline import Experiment, Run
 
@@ -47,16 +46,8 @@ def train(config: Config, run: Run) -> None:
             optimizer.zero_grad()
             run.mean(loss=loss.item())
             if run.is_main:
-                pause(f"{epoch} {batch}")
+                say(f"{epoch} {batch}")
         run.report(drawn=torch.rand(()).item())
-
-
-def pause(line: str) -> None:
-    """Says where training stands, and goes on when the test, if there is one, lets it."""
-    if "PROGRESS" in os.environ:
-        with Path(os.environ["PROGRESS"], "progress").open("w") as pipe:
-            pipe.write(f"{line}\n")
-        Path(os.environ["PROGRESS"], "gate").open().close()
 
 
 experiment = Experiment(config=Config, train=train, monitor="loss", direction="minimize", max_epochs=4)
