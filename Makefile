@@ -20,7 +20,7 @@ test: $(VENV)/test.stamp
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy pipeline
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The peers are installed for this alone. What is measured: checkpoint, sweep, quality, growth, restart, scale.
 bench: $(VENV)/bench.stamp

@@ -118,6 +118,8 @@ class Run:
         self._report: Report | None = None
         self._course = Course(experiment)
         self._epoch_start: dict[str, Any] = {}
+        self._entered_s = time.monotonic()  # when the current epoch was begun, or entered in its middle
+        self._seconds_before = 0.0  # that the current epoch was trained before it was entered
         self._loader_state: dict[str, Any] | None = None  # as the last epoch that asked for batches left it
         self._loader_saved: dict[str, Any] | None = None  # the same of a checkpoint, until it is asked for
         self._parent: int | None = None
@@ -225,6 +227,7 @@ class Run:
         try:
             while not self._is_over():
                 self._epoch_start = {"rng": rng, "generators": capture_generators(self._objects)}
+                self._entered_s = time.monotonic()
                 yield self.epoch
                 rng = self._turn(inspect.currentframe())
         finally:
@@ -310,7 +313,12 @@ class Run:
                 what = "constraint" if name in self._experiment.constraints else "monitored metric"
                 given = ", ".join(f"{n}=..." for n in values)
                 raise UsageError(f"run.report({given}) lacks the {what}; add {name}=...")
-        self._report = Report(epoch=len(self.history) + 1, time_ms=time.time_ns() // 1_000_000, metrics=values)
+        self._report = Report(
+            epoch=len(self.history) + 1,
+            time_ms=time.time_ns() // 1_000_000,
+            seconds=self._epoch_seconds(),
+            metrics=values,
+        )
 
     def finish(self) -> Best:
         """Called when `train` has returned. A reported epoch that the loop left early is still committed.
@@ -377,6 +385,7 @@ class Run:
     def _resume(self, manifest: Manifest, state: dict[str, Any], schedule: Schedule | None) -> None:
         self.epoch, self.batch = manifest.position.epoch, manifest.position.batch
         self.step = manifest.step
+        self._seconds_before = manifest.seconds
         self._course.resume(manifest)
         self._parent = manifest.trial
         self._previous = state["loop"]["previous"]
@@ -432,6 +441,10 @@ class Run:
         stops, due = self._ranks.agree(stop is not None, self.is_main and self._pace.due(), now=now)
         return (stop or self._segment.asked_to_stop()) if stops else None, due
 
+    def _epoch_seconds(self) -> float:
+        """How long the current epoch was trained so far, before a stop as well."""
+        return self._seconds_before + time.monotonic() - self._entered_s
+
     def _own_seed(self) -> int:
         """Of what this process draws from here on, if no checkpoint says."""
         return seed_for(seed_for(seed_for(self.seed, self.stage), self.rank), self.step)
@@ -457,7 +470,7 @@ class Run:
     def _complete_epoch(self, report: Report) -> Snapshot:
         self.epoch, self.batch = self.epoch + 1, 0
         self._segment.moved(self._position(), self._means)
-        self._report, self._means = None, {}
+        self._report, self._means, self._seconds_before = None, {}, 0.0
         self._course.add(report)
         self._settle()
         self._course.judge(report, self._name())
@@ -478,6 +491,7 @@ class Run:
         manifest = Manifest(
             position=self._position(),
             step=self.step,
+            seconds=self._epoch_seconds() if inside else 0.0,
             trial=self._segment.trial,
             parent=self._parent,
             history=self._course.history,

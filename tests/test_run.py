@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -645,6 +646,26 @@ def test_the_best_epoch_is_the_first_with_the_best_value_across_stops(
     assert list(checkpoint.history["loss"]) == values[:best]
     times = [report.time_ms for report in run.history]
     assert times == sorted(times)
+
+
+def test_the_seconds_of_an_epoch_are_those_of_all_its_pieces_each_counted_once(tmp_path: Path) -> None:
+    stretches: dict[int, float] = {}  # each from the first line of the loop's body to its last, or to the stop
+
+    def train(config: Config, run: Run) -> None:
+        for epoch in run.epochs():
+            before = stretches.get(epoch, 0.0)
+            began_s = time.monotonic()
+            for _ in run.batches(points()):
+                stretches[epoch] = before + time.monotonic() - began_s
+            run.report(loss=0.0)
+
+    began_s = time.monotonic()
+    run = run_in_parts(tmp_path, train, after=2)
+    took_s = time.monotonic() - began_s
+    seconds = [report.seconds for report in run.history]
+    assert all(found >= stretches[epoch] for epoch, found in enumerate(seconds))
+    assert sum(seconds) <= took_s
+    assert Checkpoint.open(tmp_path).manifest.history == run.history
 
 
 def test_run_local_needs_nothing_but_a_folder_and_continues_there(tmp_path: Path) -> None:

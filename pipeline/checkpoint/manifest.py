@@ -35,10 +35,14 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The metrics of one epoch. `epoch` counts from 1 through all stages; `time_ms` is unix time."""
+    """The metrics of one epoch. `epoch` counts from 1 through all stages; `time_ms` is unix time.
+
+    `seconds` is how long the epoch was trained, in all its pieces; what a kill has lost does not count.
+    """
 
     epoch: int
     time_ms: int
+    seconds: float
     metrics: Mapping[str, float]
 
 
@@ -77,12 +81,14 @@ class TensorEntry:
 class Manifest:
     """What a checkpoint holds and needs. `step` counts batches since the start, `parent` is a trial number.
 
+    `seconds` is how long the current epoch was trained so far.
     `environment` is plain JSON, given by the caller: torch version, device, threads, code and data digests.
     """
 
     schema: int = SCHEMA
     position: Position
     step: int
+    seconds: float = 0.0
     trial: int
     parent: int | None = None
     history: tuple[Report, ...] = ()
@@ -164,6 +170,7 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
         "schema": manifest.schema,
         "position": {"stage": position.stage, "epoch": position.epoch, "batch": position.batch},
         "step": manifest.step,
+        "seconds": manifest.seconds,
         "trial": manifest.trial,
         "parent": manifest.parent,
         "best": best and {"epoch": best.epoch, "value": _number(best.value), "checkpoint": best.checkpoint},
@@ -171,6 +178,7 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
             {
                 "epoch": report.epoch,
                 "time_ms": report.time_ms,
+                "seconds": report.seconds,
                 "metrics": {name: _number(value) for name, value in report.metrics.items()},
             }
             for report in manifest.history
@@ -194,7 +202,7 @@ def _number(value: float) -> float | str:
 def _read_manifest(data: dict[str, Any]) -> Manifest:
     _keys(
         data,
-        *("schema", "position", "step", "trial", "parent", "best"),
+        *("schema", "position", "step", "seconds", "trial", "parent", "best"),
         *("history", "environment", "files", "tensors"),
     )
     position, best = data["position"], data["best"]
@@ -206,6 +214,7 @@ def _read_manifest(data: dict[str, Any]) -> Manifest:
         schema=_count(data["schema"], least=1),
         position=Position(*(_count(position[name]) for name in ("stage", "epoch", "batch"))),
         step=_count(data["step"]),
+        seconds=_read_seconds(data["seconds"]),
         trial=_count(data["trial"]),
         parent=None if data["parent"] is None else _count(data["parent"]),
         best=None if best is None else _read_best(best),
@@ -228,10 +237,15 @@ def _read_name(data: Any) -> str | None:
 
 
 def _read_report(data: Any) -> Report:
-    _keys(data, "epoch", "time_ms", "metrics")
+    _keys(data, "epoch", "time_ms", "seconds", "metrics")
     _check(isinstance(data["metrics"], dict), "an object as metrics", data["metrics"])
     metrics = {name: _read_number(value) for name, value in data["metrics"].items()}
-    return Report(epoch=_count(data["epoch"]), time_ms=_count(data["time_ms"]), metrics=metrics)
+    return Report(
+        epoch=_count(data["epoch"]),
+        time_ms=_count(data["time_ms"]),
+        seconds=_read_seconds(data["seconds"]),
+        metrics=metrics,
+    )
 
 
 def _read_file(data: Any) -> FileEntry:
@@ -251,6 +265,11 @@ def _read_tensor(data: Any) -> TensorEntry:
 def _count(value: Any, least: int = 0) -> int:
     _check(type(value) is int and least <= value <= _LARGEST, f"a whole number from {least}", value)
     return int(value)
+
+
+def _read_seconds(value: Any) -> float:
+    _check(type(value) is float and 0 <= value < math.inf, "seconds", value)
+    return float(value)
 
 
 def _read_number(value: Any) -> float:

@@ -40,7 +40,7 @@ SEGMENT_COLUMNS = {
 def configurations(lineages: Mapping[int, Lineage], found: Iterable[Any], *, over: bool) -> pd.DataFrame:
     """A row for each configuration, by its number. `found` are their MLflow runs; `over`: the search is."""
     last = {
-        run.info.run_id: {name: value for name, value in run.data.metrics.items() if not name.startswith(runs.SYSTEM)}
+        run.info.run_id: {name: value for name, value in run.data.metrics.items() if runs.is_reported(name)}
         for run in found
     }
     rows = {}

@@ -241,7 +241,7 @@ class Saver:
         """Logs what MLflow has not; an epoch that had to be trained again stands there already."""
         new = [r for r in self._history if r.epoch not in self._logged]
         if new:
-            runs.log_history(self._run_id, [(r.epoch, r.time_ms, r.metrics) for r in new])
+            runs.log_history(self._run_id, [(r.epoch, r.time_ms, {runs.EPOCH_S: r.seconds, **r.metrics}) for r in new])
         self._logged |= {r.epoch for r in new}
         self._logged_s = time.monotonic()
 

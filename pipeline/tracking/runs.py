@@ -37,6 +37,7 @@ STATUS = {
 }
 METRICS_PER_CALL = 1000  # MLflow's limit of a batch
 RUNS_PER_CALL = 100
+EPOCH_S = "time/epoch_s"  # a metric: the seconds that each epoch was trained
 SYSTEM = "system/"  # what the metrics begin with that MLflow samples by itself; their steps are no epochs
 NOTE = "mlflow.note.content"  # the tag that the UI shows as a run's description
 
@@ -118,6 +119,11 @@ def set_state(run_id: str, state: str, **tags: str) -> None:
         client.set_terminated(run_id, STATUS[state])
 
 
+def is_reported(metric: str) -> bool:
+    """Whether a metric is one of the training's own, rather than what is measured of it, or of the machine."""
+    return metric != EPOCH_S and not metric.startswith(SYSTEM)
+
+
 def log_history(run_id: str, reports: Iterable[tuple[int, int, Mapping[str, float]]]) -> None:
     """Logs metrics of epochs, as (epoch, time in ms, metrics), exactly once however often it is repeated.
 
@@ -192,7 +198,7 @@ def histories(found: Iterable[Run], metrics: Collection[str] = ()) -> Iterator[t
     having: dict[str, list[str]] = {}
     for run in found:
         for metric in run.data.metrics:
-            if metric in metrics if metrics else not metric.startswith(SYSTEM):
+            if metric in metrics if metrics else is_reported(metric):
                 having.setdefault(metric, []).append(run.info.run_id)
     client = MlflowClient()
     bulk = getattr(client._tracking_client.store, "get_metric_history_bulk", None)

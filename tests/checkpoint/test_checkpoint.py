@@ -38,7 +38,7 @@ def _fill(store, tmp_path):
     for epoch in (1, 2):
         _train(objects)
         metrics = {"val_loss": float(epoch), "accuracy": 0.5} if epoch == 2 else {"val_loss": 1.0}
-        history = (*history, Report(epoch=epoch, time_ms=epoch, metrics=metrics))
+        history = (*history, Report(epoch=epoch, time_ms=epoch, seconds=0.5, metrics=metrics))
         best = best or Best(epoch=1, value=1.0, checkpoint="s0-e00001-b000000-t000003")
         states.append({**capture(objects), "rng": capture_random()})
         manifest = Manifest(position=Position(0, epoch, 0), step=epoch, trial=3, history=history, best=best)

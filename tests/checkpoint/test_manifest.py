@@ -21,11 +21,12 @@ from pipeline.errors import CorruptCheckpoint, EncodeError
 MANIFEST = Manifest(
     position=Position(1, 3, 17),
     step=412,
+    seconds=3.5,
     trial=12,
     parent=7,
     history=(
-        Report(epoch=1, time_ms=1700000000000, metrics={"val_loss": float("inf"), "accuracy": -0.0}),
-        Report(epoch=2, time_ms=1700000001000, metrics={"val_loss": 0.1, "ünï": 1e-300}),
+        Report(epoch=1, time_ms=1700000000000, seconds=0.0, metrics={"val_loss": float("inf"), "accuracy": -0.0}),
+        Report(epoch=2, time_ms=1700000001000, seconds=12.25, metrics={"val_loss": 0.1, "ünï": 1e-300}),
     ),
     best=Best(epoch=2, value=0.1, checkpoint="s0-e00002-b000000-t000007"),
     environment={"torch": "2.13.0", "threads": 2, "digests": {"code": None, "data": ["ab", True]}},
@@ -44,7 +45,7 @@ def test_a_manifest_is_strict_json_even_with_nan():
         position=Position(),
         step=0,
         trial=0,
-        history=(Report(epoch=1, time_ms=0, metrics={"a": float("nan"), "b": 1}),),
+        history=(Report(epoch=1, time_ms=0, seconds=1.5, metrics={"a": float("nan"), "b": 1}),),
         best=Best(epoch=1, value=float("-inf"), checkpoint=None),
     )
     text = nan.to_json()
@@ -78,11 +79,13 @@ def test_every_changed_byte_of_a_manifest_is_detected():
 
 _WRONG = [
     *((("step",), value) for value in (-1, 1.5, "1", None, True, 2**63)),
+    *((("seconds",), value) for value in (None, -1.0, 1, "nan", "1.0")),
     *((("trial",), value) for value in (None, -1)),
     *((("position",), value) for value in (None, [], {"stage": 0}, {"stage": 0, "epoch": 0, "batch": -1})),
     *((("position", "more"), value) for value in (1,)),
     *((("schema",), value) for value in (0, 2, "1", None)),
     *((("history",), value) for value in (None, {}, [1], [{"epoch": 1}])),
+    *((("history", 0, "seconds"), value) for value in (None, -0.5, "inf")),
     *((("history", 0, "metrics"), value) for value in (None, [], {"a": 1}, {"a": "1.0"}, {"a": None})),
     *((("best",), value) for value in (1, {}, [])),
     *((("best", "checkpoint"), value) for value in (1, "../x", "/etc/passwd")),

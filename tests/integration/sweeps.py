@@ -148,8 +148,8 @@ def assert_same_results(left: Workplace, right: Workplace, *, configurations: in
         one, other = (place.trained(configuration=str(number)) for place in (left, right))
         epochs = min(epochs_of(one), epochs_of(other))
         assert one.run.data.params == other.run.data.params
-        assert {n: points[:epochs] for n, points in one.curves.items()} == {
-            n: points[:epochs] for n, points in other.curves.items()
+        assert {n: points[:epochs] for n, points in one.reported.items()} == {
+            n: points[:epochs] for n, points in other.reported.items()
         }, number
         if epochs_of(one) == epochs_of(other):
             assert_same_tensors(one.state, other.state)

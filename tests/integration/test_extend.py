@@ -105,7 +105,7 @@ def test_its_segments_and_its_history_are_long_tables(swept, notebook):
     history = notebook.history()
     assert list(history.columns) == ["configuration", "epoch", "metric", "value"]
     for number in segments["configuration"].unique():
-        curves = swept.workplace.trained(configuration=str(number)).curves
+        curves = swept.workplace.trained(configuration=str(number)).reported
         for metric, points in curves.items():
             mine = history[(history["configuration"] == number) & (history["metric"] == metric)]
             assert list(zip(mine["epoch"], mine["value"], strict=True)) == points

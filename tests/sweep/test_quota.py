@@ -56,7 +56,9 @@ def trained(study: Study) -> Callable[..., MlflowStore]:
                 step=epoch,
                 trial=head.number,
                 best=best,
-                history=tuple(Report(epoch=e, time_ms=e, metrics={"loss": v}) for e, v in enumerate(values, 1)),
+                history=tuple(
+                    Report(epoch=e, time_ms=e, seconds=1.0, metrics={"loss": v}) for e, v in enumerate(values, 1)
+                ),
             )
             store.put(manifest.name, lambda folder, m=manifest: save(folder, {"a": torch.rand(FLOATS)}, m))
         assert best is not None
