@@ -28,7 +28,7 @@ import psutil
 from benchmarks.sweep_training import CONFIGURATIONS, EPOCHS, ETA, FOLDER, WORKERS, points
 
 ROOT = Path(__file__).parents[1]
-OURS, BARE = "thaw", "bare"
+OURS, BARE, LEAST = "thaw", "bare", "least"
 PEERS = ("optuna", "ray", "syne-tune")
 LOOK_S = 0.02
 MARK = "SWEEP_MARK"  # in the environment of every process of a method: some leave the process group
@@ -41,7 +41,7 @@ class Epoch:
 
     lr: float
     epoch: int
-    pid: int
+    part: str
     began_s: float
     ended_s: float
     val_loss: float
@@ -56,8 +56,8 @@ class Row:
         start_s: from the command to the first step.
         epochs: trained, all configurations together.
         bare_ms: what these epochs take in the bare loop, each.
-        beside_ms: what comes on top of it from one epoch of a configuration to its next.
-        overall_ms: what comes on top of it from the first step to the last, new configurations and waiting included.
+        beside_ms: what comes on top of it from one epoch to the next of the same training.
+        overall_ms: what comes on top of it from the first step to the last, all between two trainings included.
         again: epochs that were trained again after the kill.
         restarted: configurations that began at epoch 0 again.
         dropped: configurations that were being trained at the kill, not at a rung, and never were again.
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("--configurations", type=int, default=36)
     parser.add_argument("--epochs", type=int, default=27, help="epochs a configuration gets at most")
-    parser.add_argument("--only", choices=(OURS, *PEERS), help="this method alone, beside the bare loop")
+    parser.add_argument("--only", choices=(LEAST, OURS, *PEERS), help="this method alone, beside the bare loop")
     parser.add_argument("--no-kill", action="store_true", help="leave out the second run of each")
     parser.add_argument("--json", type=Path, help="a file for the rows")
     arguments = parser.parse_args()
@@ -91,15 +91,16 @@ def main() -> None:
     print(f"{arguments.configurations} configurations, at most {arguments.epochs} epochs, {WORKERS} workers,", end=" ")
     print(f"{os.cpu_count()} cores, load before the start {load:.1f}\n", flush=True)
 
-    log, wall_s, start_s = undisturbed(BARE)
-    costs = {lr: mean(one.ended_s - one.began_s for one in log if one.lr == lr) for lr in {one.lr for one in log}}
-    rows = [row_of(BARE, log, wall_s, start_s, costs)]
-    for method in (OURS, *PEERS) if arguments.only is None else (arguments.only,):
+    before, wall_s, start_s = undisturbed(BARE)
+    rows = [row_of(BARE, before, wall_s, start_s, costs(before))]
+    for method in (LEAST, OURS, *PEERS) if arguments.only is None else (arguments.only,):
         log, wall_s, start_s = undisturbed(method)
-        row = asdict(row_of(method, log, wall_s, start_s, costs))
-        if not arguments.no_kill:
+        after = undisturbed(BARE)[0]  # the machine is not as quick at all times
+        row = asdict(row_of(method, log, wall_s, start_s, costs(before + after)))
+        if method != LEAST and not arguments.no_kill:
             row |= killed(method, len(log) // 2)
         rows.append(Row(**row))
+        before = after
         print(f"{table(rows[-1:])}\n", file=sys.stderr, flush=True)
     print(table(rows))
     if arguments.json is not None:
@@ -143,6 +144,11 @@ def killed(method: str, after: int) -> dict[str, Any]:
         "dropped": sum(epochs not in stops and lr not in continued for lr, epochs in reached.items()),
         "next_step_s": min(one.began_s for one in later) - killed_s if later else None,
     }
+
+
+def costs(log: list[Epoch]) -> dict[float, float]:
+    """Seconds that an epoch takes in the bare loop, by the configuration's learning rate."""
+    return {lr: mean(one.ended_s - one.began_s for one in log if one.lr == lr) for lr in {one.lr for one in log}}
 
 
 def rungs(max_epochs: int) -> set[int]:
@@ -232,19 +238,17 @@ def read(folder: Path) -> list[Epoch]:
 
 
 def row_of(method: str, log: list[Epoch], wall_s: float, start_s: float, costs: Mapping[float, float]) -> Row:
-    """`costs`: seconds that an epoch takes in the bare loop, by the configuration's learning rate."""
     strangers = {one.lr for one in log} - {point["lr"] for point in points()}
     assert not strangers, f"{method} has trained other configurations: {strangers}"
     bare_s = mean(costs[one.lr] for one in log)
     span_s = max(one.ended_s for one in log) - min(one.began_s for one in log)
-    by_process = defaultdict(list)
+    parts = defaultdict(list)
     for one in log:
-        by_process[one.pid].append(one)
+        parts[one.part].append(one)
     beside_s = [
         after.began_s - before.began_s - costs[before.lr]
-        for epochs in by_process.values()
+        for epochs in parts.values()
         for before, after in pairwise(epochs)
-        if (after.lr, after.epoch) == (before.lr, before.epoch + 1)
     ]
     return Row(
         method=method,

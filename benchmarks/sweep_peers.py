@@ -38,7 +38,13 @@ def _bare(mine: list[dict[str, Any]]) -> None:
             training.epoch(epoch)
 
 
-def optuna_recipe() -> None:
+def least() -> None:
+    """What no tool can do without whose trials are in Optuna and whose metrics are in MLflow: the recipe below, but
+    without checkpoints and heartbeats."""
+    optuna_recipe(saves=False)
+
+
+def optuna_recipe(*, saves: bool = True) -> None:
     """The study and its points; then the same script once for each worker.
 
     Optuna's tutorial "Easy Parallelization", and `pytorch/pytorch_checkpoint.py` of optuna-examples.
@@ -46,24 +52,24 @@ def optuna_recipe() -> None:
     import mlflow
 
     mlflow.set_experiment("sweep")  # two workers that create the database at once would crash
-    study = _optuna_study()
+    study = _optuna_study(saves=saves)
     if not study.get_trials(deepcopy=False):
         for point in points():
             study.enqueue_trial(point)
-    command = [sys.executable, "-m", "benchmarks.sweep_peers", "optuna-worker"]
+    command = [sys.executable, "-m", "benchmarks.sweep_peers", "optuna-worker" if saves else "least-worker"]
     workers = [subprocess.Popen(command) for _ in range(WORKERS)]
     for worker in workers:
         worker.wait()
 
 
-def _optuna_study() -> Any:
+def _optuna_study(*, saves: bool) -> Any:
     import optuna
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
     storage = RDBStorage(
         f"sqlite:///{folder()}/optuna.db",
-        heartbeat_interval=1,  # as in the example
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        heartbeat_interval=1 if saves else None,  # as in the example
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback() if saves else None,
     )
     return optuna.create_study(
         storage=storage,
@@ -74,7 +80,11 @@ def _optuna_study() -> Any:
     )
 
 
-def optuna_worker() -> None:
+def least_worker() -> None:
+    optuna_worker(saves=False)
+
+
+def optuna_worker(*, saves: bool = True) -> None:
     import mlflow
     import optuna
     from optuna.storages import RetryHeartbeatStaleTrialCallback
@@ -102,9 +112,10 @@ def optuna_worker() -> None:
             for epoch in range(begin, epochs()):
                 metrics = training.epoch(epoch)
                 best = min(best, metrics["val_loss"])
-                torch.save(training.state_dict(epoch), own / "tmp_model.pt")
-                (own / "tmp_model.pt").replace(file)
-                mlflow.log_artifact(str(file), "checkpoints")
+                if saves:
+                    torch.save(training.state_dict(epoch), own / "tmp_model.pt")
+                    (own / "tmp_model.pt").replace(file)
+                    mlflow.log_artifact(str(file), "checkpoints")
                 mlflow.log_metrics(metrics, step=epoch)
                 trial.report(metrics["val_loss"], epoch + 1)
                 if epoch + 1 < epochs() and trial.should_prune():
@@ -112,7 +123,7 @@ def optuna_worker() -> None:
         return best
 
     finished = (TrialState.COMPLETE, TrialState.PRUNED)
-    _optuna_study().optimize(objective, callbacks=[MaxTrialsCallback(len(points()), states=finished)])
+    _optuna_study(saves=saves).optimize(objective, callbacks=[MaxTrialsCallback(len(points()), states=finished)])
 
 
 def ray_tune() -> None:
@@ -232,6 +243,8 @@ def syne_trial() -> None:
 
 METHODS = {
     "bare": bare,
+    "least": least,
+    "least-worker": least_worker,
     "optuna": optuna_recipe,
     "optuna-worker": optuna_worker,
     "ray": ray_tune,

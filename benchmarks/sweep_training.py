@@ -6,6 +6,7 @@ The model, the data and the search space are those of `experiments/digits.py`.
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -49,10 +50,11 @@ def _point(number: int) -> dict[str, Any]:
 
 
 class Training:
-    """One configuration's model and what trains it."""
+    """One configuration's model and what trains it, from where it was begun or loaded to where it is left."""
 
     def __init__(self, config: digits.Config, tables: Mapping[str, pd.DataFrame], max_epochs: int) -> None:
         self.config = config
+        self.part = uuid.uuid4().hex
         self.validation = tables["validation"]
         data = TensorDataset(*digits.tensors(tables["train"]))
         self.loader = DataLoader(data, batch_size=config.batch_size, shuffle=True)
@@ -70,7 +72,7 @@ class Training:
 
     def epoch(self, number: int, batches: Iterable[Any] | None = None) -> dict[str, float]:
         """Trains one epoch, from 0, and logs it; `batches` are the loader's unless they are given."""
-        with _logged(self.config, number) as metrics:
+        with self._logged(number) as metrics:
             self.model.train()
             total = 0.0
             for pixels, labels in self.loader if batches is None else batches:
@@ -84,6 +86,23 @@ class Training:
             metrics |= {"train_loss": total / len(self.loader), "val_loss": val_loss, "val_accuracy": val_accuracy}
         return metrics
 
+    @contextmanager
+    def _logged(self, epoch: int) -> Iterator[dict[str, float]]:
+        metrics: dict[str, float] = {}
+        began_s = time.time()
+        yield metrics
+        line = {
+            "lr": self.config.lr,
+            "epoch": epoch,
+            "part": self.part,
+            "began_s": began_s,
+            "ended_s": time.time(),
+            "val_loss": metrics["val_loss"],
+        }
+        file = os.open(folder() / "epochs.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(file, f"{json.dumps(line)}\n".encode())  # one write: others append at the same time
+        os.close(file)
+
     def state_dict(self, epoch: int) -> dict[str, Any]:
         return {"epoch": epoch, **{name: one.state_dict() for name, one in self.objects.items()}}
 
@@ -93,21 +112,3 @@ class Training:
         for name, one in self.objects.items():
             one.load_state_dict(state[name])
         return int(state["epoch"]) + 1
-
-
-@contextmanager
-def _logged(config: digits.Config, epoch: int) -> Iterator[dict[str, float]]:
-    metrics: dict[str, float] = {}
-    began_s = time.time()
-    yield metrics
-    line = {
-        "lr": config.lr,
-        "epoch": epoch,
-        "pid": os.getpid(),
-        "began_s": began_s,
-        "ended_s": time.time(),
-        "val_loss": metrics["val_loss"],
-    }
-    file = os.open(folder() / "epochs.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, f"{json.dumps(line)}\n".encode())  # one write: others append at the same time
-    os.close(file)
