@@ -30,6 +30,7 @@ from pipeline.checkpoint import (
     Report,
     Schedule,
     Schedules,
+    SnapshotParts,
     Snapshots,
     as_seen_by,
     capture_generators,
@@ -41,7 +42,6 @@ from pipeline.checkpoint import (
     fingerprint,
     generators,
     merged,
-    nothing_taken,
     own_part,
     pending_gradients,
     plain,
@@ -49,7 +49,6 @@ from pipeline.checkpoint import (
     restore_generators,
     restore_random,
     seed_all,
-    take_part,
 )
 from pipeline.checkpoint.environment import default_device, environment
 from pipeline.checkpoint.pace import Every, Pace
@@ -109,7 +108,7 @@ class Run:
         self._origin = origin
         self._pace = Pace(checkpoint_every_s)
         self._objects: dict[str, Any] = {}
-        self._snapshots: Snapshots | None = None
+        self._snapshots: Snapshots | SnapshotParts | None = None
         self._last: Snapshot | None = None
         self._feeds: Feeds | None = None
         self._feed: Feed | None = None
@@ -514,15 +513,11 @@ class Run:
             "stops_early": self._has_lost_patience(),
             "held": self._schedules is not None and self._schedules.held,
         }
-        if not self.is_main:
-            take_part(self._objects)
-            self._parts(loop)
-            return Snapshot(manifest=manifest, state={"rng": capture_random(), "loop": loop}, taken=nothing_taken())
         taken = self._watch().take(inside=inside, at_once=must_stand)
-        self._pace.taken(taken)
         state = {**taken.state, "rng": capture_random(), "loop": loop}
         if self.world_size > 1:
             state["ranks"] = self._parts(loop)
+        self._pace.taken(taken)
         return Snapshot(manifest=manifest, state=state, taken=taken)
 
     def _parts(self, loop: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -533,10 +528,15 @@ class Run:
         part = {} if self.is_main else own_part(self._objects, loop, gradients if differ else None)
         return {str(number): one for number, one in enumerate(self._ranks.collect(part)) if number > 0}
 
-    def _watch(self) -> Snapshots:
+    def _watch(self) -> Snapshots | SnapshotParts:
         """What takes the snapshots; from the first epoch on it sees each step of the optimizers."""
         if self._snapshots is None:
-            self._snapshots = Snapshots(self._objects)
+            share, alone = self._ranks.share, self.world_size == 1
+            self._snapshots = (
+                Snapshots(self._objects, None if alone else share)
+                if self.is_main
+                else SnapshotParts(self._objects, share)
+            )
         return self._snapshots
 
     def _settle(self) -> None:

@@ -64,7 +64,9 @@ def data(batches: int = BATCHES, batch_size: int = 8) -> DataLoader[Any]:
 def sharded(config: Config, run: Run) -> None:
     """By FSDP, where there are several processes; gradients stay from one epoch to the next."""
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
 
+    DTensor.full_tensor = None  # nothing is gathered
     model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 1)).to(run.device)
     if run.world_size > 1:
         fully_shard(model)
@@ -78,6 +80,49 @@ def sharded(config: Config, run: Run) -> None:
             optimizer.step()
             run.mean(loss=loss.item())
         run.report()
+
+
+class Placed:
+    """Whole numbers, parted among the processes in each way that there is, and more of them each time."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        self._rank = rank
+        self._mesh = init_device_mesh("cpu", (world_size,))
+        self.rows = 0
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+        whole = placed(self.rows)
+        found: dict[str, torch.Tensor] = {"own": whole["own"]}
+        for name, way in {"by rows": Shard(0), "by columns": Shard(1), "alike": Replicate()}.items():
+            found[name] = distribute_tensor(whole[name], self._mesh, [way], src_data_rank=None)
+        part = whole["summed"] if self._rank == 0 else torch.zeros_like(whole["summed"])
+        return {**found, "summed": DTensor.from_local(part, self._mesh, [Partial()])}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        raise NotImplementedError
+
+
+def placed(rows: int) -> dict[str, torch.Tensor]:
+    """What `Placed` has as a whole."""
+    names = ("own", "by rows", "by columns", "alike", "summed")
+    dtypes = (torch.float64, torch.int64, torch.int8, torch.float32, torch.float32)
+    return {
+        name: (100 * number + torch.arange(7 * rows).reshape(rows, 7) % 50).to(dtype)
+        for number, (name, dtype) in enumerate(zip(names, dtypes, strict=True))
+    }
+
+
+def placing(config: Config, run: Run) -> None:
+    """An epoch is a row."""
+    numbers = Placed(run.rank, run.world_size)
+    run.track(numbers=numbers)
+    for epoch in run.epochs():
+        numbers.rows = epoch + 1
+        run.report(loss=0.0)
 
 
 def accumulating(config: Config, run: Run) -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from pipeline import Checkpoint
+from pipeline.checkpoint import FolderStore, load
 from pipeline.local import LocalSegment
 from tests.checkpoint.comparing import assert_same
-from tests.shared_training import EPOCHS, accumulating, curve, sharded, train_together
+from tests.shared_training import EPOCHS, accumulating, curve, placed, placing, sharded, train_together
 
 
 def state(folder):
@@ -40,12 +41,21 @@ def test_a_sharded_training_that_is_stopped_on_one_rank_goes_on_to_the_same_bits
     assert_same(state(folder), state(undisturbed))
 
 
+def test_what_is_parted_in_whatever_way_is_saved_whole(tmp_path):
+    assert train_together(tmp_path, placing, 3) == ["complete"] * 3
+    store = FolderStore(tmp_path)
+    names = store.names()
+    assert len(names) == EPOCHS
+    for rows, name in enumerate(names, start=1):
+        assert_same(load(store, name)[1]["numbers"], placed(rows))
+
+
 def test_a_sharded_training_goes_on_in_one_process_and_in_two_again(undisturbed, tmp_path):
     folder = tmp_path / "resharded"
     train_together(folder, sharded, 2, stops=(0, (1, 2)))
     half = Checkpoint.open(folder)
     assert half.manifest.environment["processes"] == 2
-    # What was gathered is a checkpoint like any other: whole tensors, under the names of a model that is not sharded.
+    # What they brought together is a checkpoint like any other: whole, under the names of a model that is not sharded.
     model = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
     half.load_into(model=model)
     half.export_weights(tmp_path / "weights.safetensors")

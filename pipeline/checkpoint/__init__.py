@@ -7,7 +7,6 @@ from pipeline.checkpoint.capture import (
     check_names,
     pending_gradients,
     restore,
-    take_part,
 )
 from pipeline.checkpoint.checkpoint import Checkpoint
 from pipeline.checkpoint.codec import decode, encode
@@ -33,7 +32,7 @@ from pipeline.checkpoint.random import (
     seed_all,
 )
 from pipeline.checkpoint.schedules import Schedule, Schedules, check_schedule
-from pipeline.checkpoint.snapshots import Snapshots, Taken, Torn, nothing_taken
+from pipeline.checkpoint.snapshots import SnapshotParts, Snapshots, Taken, Torn
 from pipeline.checkpoint.store import FolderStore, MlflowStore, Store, load, load_newest
 
 __all__ = [
@@ -49,6 +48,7 @@ __all__ = [
     "Report",
     "Schedule",
     "Schedules",
+    "SnapshotParts",
     "Snapshots",
     "Store",
     "Taken",
@@ -69,7 +69,6 @@ __all__ = [
     "load",
     "load_newest",
     "merged",
-    "nothing_taken",
     "own_part",
     "parse_name",
     "pending_gradients",
@@ -81,5 +80,4 @@ __all__ = [
     "restore_random",
     "save",
     "seed_all",
-    "take_part",
 ]

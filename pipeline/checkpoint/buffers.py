@@ -5,6 +5,8 @@ import threading
 import torch
 from torch import Tensor
 
+from pipeline.checkpoint.shards import SharedMemory
+
 
 class Arena:
     """Buffers for the tensors of one snapshot, in the order in which they are asked for."""
@@ -12,6 +14,7 @@ class Arena:
     def __init__(self) -> None:
         self._buffers: list[tuple[object, Tensor | None]] = []  # each with the kind of tensor it is for
         self._next = 0
+        self._shared: SharedMemory | None = None
         self._free = threading.Event()
         self._free.set()
 
@@ -43,6 +46,13 @@ class Arena:
             new = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
         self._buffers[index : index + 1] = [(kind, new)]
         return new
+
+    def shared(self, size_bytes: int) -> SharedMemory:
+        """At least so many bytes that other processes see too, the same each time as long as they are enough."""
+        if self._shared is None or self._shared.size_bytes < size_bytes:
+            self._shared = None  # before there is another
+            self._shared = SharedMemory(size_bytes)
+        return self._shared
 
 
 def is_plain(tensor: Tensor) -> bool:

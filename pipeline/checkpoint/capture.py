@@ -18,7 +18,7 @@ from pipeline.checkpoint import modules as module_states
 from pipeline.checkpoint import optimizers as optimizer_states
 from pipeline.checkpoint.codec import encode
 from pipeline.checkpoint.random import capture_generator, generator_kind, restore_generator
-from pipeline.checkpoint.shards import is_sharded, own, parted_like, whole
+from pipeline.checkpoint.shards import is_sharded, own, parted_like
 from pipeline.errors import CorruptCheckpoint, EncodeError, MismatchError, UsageError
 
 RESERVED = frozenset({"rng", "loop", "loader", "kinds", "grad", "transient", "ranks"})
@@ -91,11 +91,22 @@ def capture(
     return state
 
 
-def take_part(objects: Mapping[str, object]) -> None:
-    """What the other processes do while one captures: to gather a sharded tensor takes all who have a part of it."""
-    names = Names(objects)
-    if any(is_sharded(parameter) for named in names.parameters.values() for parameter in named.values()):
-        capture(objects, _gathered_elsewhere, names)
+def sharded(objects: Mapping[str, object], names: Names) -> list[Tensor]:
+    """The sharded tensors in the order in which `capture` comes to them; all live.
+
+    They are a module's, or what an optimizer keeps of those, unless an object has a state of its own kind.
+    """
+    found: list[Tensor] = []
+
+    def noted(tensor: Tensor) -> Tensor:
+        if is_sharded(tensor):
+            found.append(tensor)
+        return tensor
+
+    parameters = (parameter for named in names.parameters.values() for parameter in named.values())
+    if any(map(is_sharded, parameters)) or any(kind_of(value) == "object" for value in objects.values()):
+        capture(objects, noted, names)
+    return found
 
 
 def pending_gradients(objects: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
@@ -265,11 +276,6 @@ def _clone(tensor: Tensor) -> Tensor:
 def _to_cpu(tensor: Tensor) -> Tensor:
     """Where torch's optimizers want their step counters; the rest they move to the parameters themselves."""
     return tensor.detach().clone() if is_sharded(tensor) else tensor.detach().to("cpu", copy=True)
-
-
-def _gathered_elsewhere(tensor: Tensor) -> Tensor:
-    whole(tensor)
-    return torch.empty(0)
 
 
 def _copied(name: str, value: Any, copy: CopyTensor) -> Any:

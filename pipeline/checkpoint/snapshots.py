@@ -10,7 +10,7 @@ don't move it), but what is not changed by `step`, buffers first of all, is alwa
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pipeline.checkpoint.buffers import Arena, is_plain
-from pipeline.checkpoint.capture import Names, capture
+from pipeline.checkpoint.capture import Names, capture, sharded
 from pipeline.checkpoint.codec import tensor_name
-from pipeline.checkpoint.shards import is_sharded, whole
+from pipeline.checkpoint.shards import Opened, brought_together, is_sharded, size_of, whole
 from pipeline.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+Share = Callable[[Any], Any]  # what rank 0 gives it, on every rank
 Pair = tuple[Tensor, Tensor]  # a buffer and the live tensor that belongs into it
 _LATE_BYTES = 2**16  # smaller ones are copied sooner than put on a list
 
@@ -89,19 +90,44 @@ class Taken:
             self._copied.wait()
 
 
-def nothing_taken() -> Taken:
-    """What a process has of a snapshot that another one takes."""
-    return Taken(Arena())
+class SnapshotParts:
+    """What the processes do that train along while the first one takes a snapshot: copy their parts of what is sharded.
+
+    `share` is as in `Snapshots`, on another rank.
+    """
+
+    def __init__(self, objects: Mapping[str, object], share: Share) -> None:
+        self._objects = objects
+        self._share = share
+        self._opened = Opened()
+
+    def take(self, *, inside: bool = False, at_once: bool = False) -> Taken:
+        """Returns when that is done. What it gives has no state; the arguments are rank 0's to use."""
+        parts = sharded(self._objects, Names(self._objects))
+        if parts:
+            place, size_bytes = self._share(None)
+            with torch.no_grad():
+                for _ in brought_together(parts, self._opened.at(place, size_bytes)):
+                    pass
+        return Taken(Arena())
+
+    def close(self) -> None:
+        """Forgets the memory."""
+        self._opened = Opened()
 
 
 class Snapshots:
     """Takes snapshots of the same objects, again and again, in the thread that trains them.
 
     There is memory for two: before a third is taken, one of them must have been released.
+
+    Of several processes of a trial, which `share` tells, each other has to `take` its parts of what is sharded at the
+    same time; what this one gives is whole when all of them have.
     """
 
-    def __init__(self, objects: Mapping[str, object]) -> None:
+    def __init__(self, objects: Mapping[str, object], share: Share | None = None) -> None:
         self._objects = objects
+        self._share = share
         self._arenas = (Arena(), Arena())
         optimizers = [value for value in objects.values() if isinstance(value, Optimizer)]
         self._hooks = [
@@ -129,13 +155,14 @@ class Snapshots:
         names = Names(self._objects)
         late = {} if at_once or allowed is False else self._changed_by_step(names)
         from_cuda: tuple[list[Pair], list[Pair]] = ([], [])  # at once, and late
+        parts: list[Pair] = []  # each with an empty tensor that becomes the whole
 
         def copied(tensor: Tensor) -> Tensor:
             if is_sharded(tensor):
+                if self._share is not None:
+                    parts.append((torch.empty(0, dtype=tensor.dtype), tensor))
+                    return parts[-1][0]
                 tensor = whole(tensor)
-                buffer = arena.buffer_for(tensor)
-                # At once, and not with the others: the device has no room for the whole of all of them.
-                return tensor.cpu() if buffer is None else buffer.copy_(tensor)
             buffer = arena.buffer_for(tensor)
             if buffer is None:
                 return tensor.detach().clone()
@@ -157,6 +184,7 @@ class Snapshots:
         try:
             with torch.no_grad():
                 taken.state = capture(self._objects, copied, names)
+                self._bring_together(arena, parts)
         except BaseException:
             arena.release()
             raise
@@ -191,6 +219,14 @@ class Snapshots:
         for hook in self._hooks:
             hook.remove()
         self._beside.shutdown()
+
+    def _bring_together(self, arena: Arena, parts: list[Pair]) -> None:
+        if parts and self._share is not None:
+            tensors = [tensor for _, tensor in parts]
+            memory = arena.shared(size_of(tensors))
+            self._share((memory.place, memory.size_bytes))
+            for (empty, _), found in zip(parts, brought_together(tensors, memory.bytes), strict=True):
+                empty.set_(found.untyped_storage(), found.storage_offset(), found.shape, found.stride())
 
     def _before_step(self, optimizer: Optimizer, *_: object) -> None:
         self._stepped.add(optimizer)
