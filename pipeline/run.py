@@ -9,6 +9,7 @@ decides; where a decision depends on what one of them alone knows, they agree on
 """
 
 import inspect
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from pipeline.checkpoint import (
     RESERVED,
     Best,
     Checkpoint,
+    HeldBack,
     Manifest,
     Position,
     Report,
@@ -58,6 +60,8 @@ from pipeline.experiment import Experiment, seed_for
 from pipeline.local import LocalSegment
 from pipeline.ranks import Ranks, settle_buckets
 from pipeline.segment import Segment, Snapshot, Stopped
+
+log = logging.getLogger("pipeline")
 
 
 class Run:
@@ -115,6 +119,8 @@ class Run:
         self._means: dict[str, list[float]] = {}
         self._given: dict[str, float] = {}  # to `report`, which adds the averages
         self._report: Report | None = None
+        self._held_back = HeldBack(())  # the same on all ranks
+        self._has_warned = False
         self._course = Course(experiment)
         self._epoch_start: dict[str, Any] = {}
         self._entered_s = time.monotonic()  # when the current epoch was begun, or entered in its middle
@@ -222,6 +228,7 @@ class Run:
         elif self.rank > 0:
             seed_all(self._own_seed())  # what was constructed before is the same on all
         self._watch()
+        self._held_back = HeldBack(self._objects.values())
         rng = capture_random()
         try:
             while not self._is_over():
@@ -269,7 +276,7 @@ class Run:
             self.batch += 1
             self.step += 1
             self._segment.moved(self._position(), self._means)
-            stop, due = self._agree()
+            stop, due = (None, False) if self._held_back else self._agree()
             # Taken before the next batch is loaded, which may draw; kept only if there is one.
             snapshot = self._snapshot() if stop or due else None
             batch = next(self._feed.iterator, end)
@@ -419,6 +426,12 @@ class Run:
                 f"the checkpoint lies inside epoch {self.epoch}, which ran without run.batches; the loop was changed"
             )
         report = self._agreed_report()
+        if self._held_back and self.is_main and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "gradients that FSDP holds back at the end of an epoch are not in its checkpoint: call "
+                "set_requires_gradient_sync(True) before its last batch"
+            )
         snapshot = self._complete_epoch(report)
         stop = None if self._is_over() else self._agree(now=True)[0]
         if not self._has_lost_patience():

@@ -82,6 +82,27 @@ def sharded(config: Config, run: Run) -> None:
         run.report()
 
 
+def holding_back(config: Config, run: Run) -> None:
+    """By FSDP, with gradients that are summed, and a step, every second batch."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 1)).to(run.device)
+    fully_shard(model)
+    assert isinstance(model, FSDPModule)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-1)
+    run.track(model=model, optimizer=optimizer)
+    for _ in run.epochs():
+        for batch, (inputs, targets) in enumerate(run.batches(data()), start=run.batch):
+            model.set_requires_gradient_sync(batch % 2 == 1)
+            loss = mse_loss(model(inputs.to(run.device)), targets.to(run.device))
+            loss.backward()
+            if batch % 2 == 1:
+                optimizer.step()
+                optimizer.zero_grad()
+            run.mean(loss=loss.item())
+        run.report()
+
+
 class Placed:
     """Whole numbers, parted among the processes in each way that there is, and more of them each time."""
 

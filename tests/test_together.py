@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pipeline import Checkpoint
-from pipeline.checkpoint import FolderStore, load
+from pipeline.checkpoint import FolderStore, load, parse_name
 from pipeline.local import LocalSegment
 from tests.checkpoint.comparing import assert_same
-from tests.shared_training import EPOCHS, accumulating, curve, placed, placing, sharded, train_together
+from tests.shared_training import EPOCHS, accumulating, curve, holding_back, placed, placing, sharded, train_together
 
 
 def state(folder):
@@ -39,6 +39,17 @@ def test_a_sharded_training_that_is_stopped_on_one_rank_goes_on_to_the_same_bits
     assert train_together(folder, sharded, 2) == ["complete", "complete"]
     assert curve(folder) == curve(undisturbed)
     assert_same(state(folder), state(undisturbed))
+
+
+def test_while_fsdp_holds_gradients_back_no_checkpoint_is_taken(tmp_path):
+    assert train_together(tmp_path / "whole", holding_back, 2, every_batch=True) == ["complete", "complete"]
+    positions = {parse_name(name)[0].batch for name in FolderStore(tmp_path / "whole").names()}
+    assert positions == {0, 2}
+    assert train_together(tmp_path / "stopped", holding_back, 2, stops=(1, (1, 1))) == ["preempted", "preempted"]
+    assert Checkpoint.open(tmp_path / "stopped").position.batch == 2
+    assert train_together(tmp_path / "stopped", holding_back, 2) == ["complete", "complete"]
+    assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
+    assert_same(state(tmp_path / "stopped"), state(tmp_path / "whole"))
 
 
 def test_what_is_parted_in_whatever_way_is_saved_whole(tmp_path):

@@ -32,6 +32,7 @@ from pipeline.checkpoint.random import (
     seed_all,
 )
 from pipeline.checkpoint.schedules import Schedule, Schedules, check_schedule
+from pipeline.checkpoint.shards import HeldBack
 from pipeline.checkpoint.snapshots import SnapshotParts, Snapshots, Taken, Torn
 from pipeline.checkpoint.store import FolderStore, MlflowStore, Store, load, load_newest
 
@@ -42,6 +43,7 @@ __all__ = [
     "Checkpoint",
     "FileEntry",
     "FolderStore",
+    "HeldBack",
     "Manifest",
     "MlflowStore",
     "Position",

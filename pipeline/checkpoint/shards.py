@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _ALIGNED = 64  # bytes; what a tensor begins at a multiple of
 
@@ -41,6 +41,18 @@ def parted_like(live: Any, tensor: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, live.device_mesh, live.placements, src_data_rank=None)  # each has the whole
+
+
+class HeldBack:
+    """Whether FSDP was told to sum gradients later (`set_requires_gradient_sync(False)`): what waits is in no state."""
+
+    def __init__(self, objects: Iterable[object]) -> None:
+        modules: Iterator[Any] = (part for value in objects if isinstance(value, nn.Module) for part in value.modules())
+        states = (module._get_fsdp_state() for module in modules if hasattr(module, "_get_fsdp_state"))
+        self._groups = [group for state in states for group in state._fsdp_param_groups]
+
+    def __bool__(self) -> bool:
+        return any(not (group.reduce_grads and group.all_reduce_grads) for group in self._groups)
 
 
 class SharedMemory:
