@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.sweep_training import CONFIGURATIONS, EPOCHS, ETA, FOLDER, WORKERS, points
+from benchmarks.sweep_training import CONFIGURATIONS, EPOCHS, ETA, FOLDER, WORKERS, points, workers
 
 ROOT = Path(__file__).parents[1]
 OURS, BARE, LEAST = "thaw", "bare", "least"
@@ -82,13 +82,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("--configurations", type=int, default=36)
     parser.add_argument("--epochs", type=int, default=27, help="epochs a configuration gets at most")
+    parser.add_argument("--workers", type=int, default=2, help="configurations that are trained at the same time")
     parser.add_argument("--only", choices=(LEAST, OURS, *PEERS), help="this method alone, beside the bare loop")
     parser.add_argument("--no-kill", action="store_true", help="leave out the second run of each")
     parser.add_argument("--json", type=Path, help="a file for the rows")
     arguments = parser.parse_args()
-    os.environ |= {EPOCHS: str(arguments.epochs), CONFIGURATIONS: str(arguments.configurations)}
+    os.environ |= {
+        EPOCHS: str(arguments.epochs),
+        CONFIGURATIONS: str(arguments.configurations),
+        WORKERS: str(arguments.workers),
+    }
     load = os.getloadavg()[0]
-    print(f"{arguments.configurations} configurations, at most {arguments.epochs} epochs, {WORKERS} workers,", end=" ")
+    print(
+        f"{arguments.configurations} configurations, at most {arguments.epochs} epochs, {arguments.workers} workers,",
+        end=" ",
+    )
     print(f"{os.cpu_count()} cores, load before the start {load:.1f}\n", flush=True)
 
     before, wall_s, start_s = undisturbed(BARE)
@@ -172,7 +180,7 @@ def started(method: str, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
             "max-epochs": os.environ[EPOCHS],
             "eta": ETA,
             "sampler": "random",  # with the seed 0 it draws the points of all
-            "workers": WORKERS,
+            "workers": workers(),
         }
         command = ["-m", "pipeline", "sweep", str(ROOT / "benchmarks" / "sweep_digits.py")]
         command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
@@ -257,7 +265,7 @@ def row_of(method: str, log: list[Epoch], wall_s: float, start_s: float, costs: 
         epochs=len(log),
         bare_ms=1000 * bare_s,
         beside_ms=1000 * mean(beside_s),
-        overall_ms=1000 * (span_s * WORKERS / len(log) - bare_s),
+        overall_ms=1000 * (span_s * workers() / len(log) - bare_s),
         best=min(one.val_loss for one in log),
     )
 

@@ -16,17 +16,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.sweep_training import ETA, WORKERS, Training, epochs, folder, points
+from benchmarks.sweep_training import ETA, Training, epochs, folder, points, workers
 from experiments import digits
 
 
 def bare() -> None:
     """No tracking, no checkpoints, no pruning; each worker has every second configuration."""
-    workers = [multiprocessing.Process(target=_bare, args=(points()[slot::WORKERS],)) for slot in range(WORKERS)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    count = workers()
+    processes = [multiprocessing.Process(target=_bare, args=(points()[slot::count],)) for slot in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
 
 
 def _bare(mine: list[dict[str, Any]]) -> None:
@@ -57,9 +58,9 @@ def optuna_recipe(*, saves: bool = True) -> None:
         for point in points():
             study.enqueue_trial(point)
     command = [sys.executable, "-m", "benchmarks.sweep_peers", "optuna-worker" if saves else "least-worker"]
-    workers = [subprocess.Popen(command) for _ in range(WORKERS)]
-    for worker in workers:
-        worker.wait()
+    processes = [subprocess.Popen(command) for _ in range(workers())]
+    for process in processes:
+        process.wait()
 
 
 def _optuna_study(*, saves: bool) -> Any:
@@ -134,7 +135,7 @@ def ray_tune() -> None:
     from ray.tune.schedulers import ASHAScheduler
 
     ray.init(
-        num_cpus=WORKERS,
+        num_cpus=workers(),
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         _temp_dir=str(folder() / "ray"),
@@ -211,7 +212,7 @@ def syne_tune() -> None:
             ),
             stop_criterion=StoppingCriterion(max_num_trials_started=len(points()) - 1),  # "more than"
             wait_trial_completion_when_stopping=True,
-            n_workers=WORKERS,
+            n_workers=workers(),
             sleep_time=0.1,  # by default it looks for results, and for who is to be stopped, every 5 s
             tuner_name="sweep",
             suffix_tuner_name=False,

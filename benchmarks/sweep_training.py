@@ -24,9 +24,8 @@ from experiments import digits
 from pipeline.experiment import seed_for
 
 ETA = 3
-WORKERS = 2
 # The driver tells every process of a method by its environment.
-FOLDER, EPOCHS, CONFIGURATIONS = "SWEEP_FOLDER", "SWEEP_EPOCHS", "SWEEP_CONFIGURATIONS"
+FOLDER, EPOCHS, CONFIGURATIONS, WORKERS = "SWEEP_FOLDER", "SWEEP_EPOCHS", "SWEEP_CONFIGURATIONS", "SWEEP_WORKERS"
 
 
 def folder() -> Path:
@@ -35,6 +34,10 @@ def folder() -> Path:
 
 def epochs() -> int:
     return int(os.environ[EPOCHS])
+
+
+def workers() -> int:
+    return int(os.environ[WORKERS])
 
 
 def points() -> list[dict[str, Any]]:
