@@ -7,6 +7,7 @@ goes wrong in it is said once and ends nothing.
 import logging
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -62,6 +63,8 @@ def kept_current(job: ReportJob, context: ForkServerContext | None, stop: StopRe
         yield
         return
     theirs.close()
+    passing_on = threading.Thread(target=_pass_on, args=(ours,), name="report log", daemon=True)
+    passing_on.start()
     try:
         yield
     finally:
@@ -77,6 +80,7 @@ def kept_current(job: ReportJob, context: ForkServerContext | None, stop: StopRe
                 log.warning("the study's pages in MLflow are not up to date; `report --study %s` is", job.study)
                 process.kill()
                 process.join()
+            passing_on.join(STOPPED_S)
             ours.close()
 
 
@@ -85,9 +89,30 @@ def _is_urgent(stop: StopRequest) -> bool:
     return stop.reason not in (None, "timeout")
 
 
+def _pass_on(pipe: Connection) -> None:
+    """Says here what the process has to say, until it has ended: there may be a view, which it knows nothing of."""
+    with suppress(EOFError, OSError):
+        while True:
+            level, message = pipe.recv()
+            log.log(level, "%s", message)
+
+
+class _Said(logging.Handler):
+    """Hands over what is to be said."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # nobody is left to hear it
+            self._pipe.send((record.levelno, self.format(record)))
+
+
 def _keep(job: ReportJob, orders: Connection, log_level: int) -> None:
     """The whole life of the process. Signals are blocked in it, as in the forkserver: it goes when it is told to."""
-    logging.basicConfig(level=log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=log_level, format="%(message)s", handlers=[_Said(orders)], force=True)
+    logging.captureWarnings(True)
     for name in ("optuna", "mlflow", "alembic", "matplotlib", "fontTools"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.nice(NICENESS)

@@ -96,6 +96,19 @@ def test_what_fails_is_said_once(shown, caplog):
     )
 
 
+def test_what_its_process_has_to_say_is_said_by_the_command(shown, caplog, capfd):
+    study, _, _ = shown
+    job = ReportJob(study="none", url=study.url, told=None, tracking_uri=mlflow.get_tracking_uri(), every_s=1e6)
+    with (
+        caplog.at_level(logging.WARNING),
+        kept_current(job, multiprocessing.get_context("forkserver"), StopRequest()),
+    ):
+        pass
+    (said,) = caplog.messages
+    assert said.startswith("what MLflow shows of study 'none' is not up to date: UsageError: --study none")
+    assert capfd.readouterr().err == "", "nothing is written past a view"
+
+
 def test_its_process_refreshes_at_the_end_and_is_gone_then(shown):
     study, run_id, _ = shown
     job = ReportJob(study=study.name, url=study.url, told=None, tracking_uri=mlflow.get_tracking_uri(), every_s=1e6)
