@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.checkpoint import Schedule
+from pipeline.checkpoint.environment import visible_devices
 from pipeline.checkpoint.pace import Every
 from pipeline.engines.ray_tasks import Resources
 from pipeline.errors import UsageError
@@ -138,8 +139,8 @@ class OpeningOptions(WorkOptions):
         engine: where the workers run: local, as processes of this machine, or ray, as tasks of the cluster that
             RAY_ADDRESS names, else of a Ray of this machine's own
         cpus_per_trial: with ray, the CPUs of each worker; by default one for each process
-        gpus_per_trial: with ray, the GPUs of each worker, as many as it has processes, or which part of one; by default
-            one for each process, if there are any, shared by --workers-per-gpu
+        gpus_per_trial: the GPUs of each worker: 2 for as many processes, 0.5 for a half of one; by default one for each
+            process, if there are any, shared by --workers-per-gpu
     """
 
     accept_change: bool = False
@@ -148,16 +149,32 @@ class OpeningOptions(WorkOptions):
     gpus_per_trial: float | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if self.engine == "local" and self.cpus_per_trial is not None:
+            raise UsageError("--cpus-per-trial is for --engine ray; processes of this machine share what it has")
         for flag, given in (("cpus", self.cpus_per_trial), ("gpus", self.gpus_per_trial)):
-            if given is not None and self.engine != "ray":
-                raise UsageError(f"--{flag}-per-trial is for --engine ray; processes of this machine share what it has")
             if given is not None and given < 0:
                 raise UsageError(f"--{flag}-per-trial {given:g}: expected at least 0")
         if self.engine == "ray" and not self.workers:
             raise UsageError("--workers 0: with --engine ray it says how many tasks there are at once")
-        if (self.gpus_per_trial or 0) > 1 and self.gpus_per_trial != round(self.gpus_per_trial or 0):
-            raise UsageError(f"--gpus-per-trial {self.gpus_per_trial:g}: expected a part of one, or whole ones")
+        if self.gpus_per_trial is not None:
+            self._check_gpus(self.gpus_per_trial)
+        super().__post_init__()
+
+    def _check_gpus(self, gpus: float) -> None:
+        given = f"--gpus-per-trial {gpus:g}"
+        if gpus > 1 and gpus != round(gpus):
+            raise UsageError(f"{given}: expected a part of one, or whole ones")
+        if self.engine == "ray":
+            return
+        if gpus == 0:
+            raise UsageError(f"{given}: CUDA_VISIBLE_DEVICES= hides those of this machine")
+        if gpus >= 1 and self.processes_per_trial not in (None, gpus):
+            raise UsageError(f"{given}: each of --processes-per-trial {self.processes_per_trial} has one")
+        if self.workers_per_gpu > 1:
+            raise UsageError(f"{given}: says already how many share one; leave --workers-per-gpu out")
+        there = len(visible_devices())
+        if gpus > there:
+            raise UsageError(f"{given}: there are {there or 'no'} GPUs here")
 
     @property
     def processes(self) -> int:
@@ -165,13 +182,14 @@ class OpeningOptions(WorkOptions):
         return super().processes if self.engine == "local" else 0
 
     def how(self) -> How:
-        told = super().how()
-        if self.engine == "local":
+        told, gpus = super().how(), self.gpus_per_trial
+        if gpus is not None and gpus > 1 and told.processes is None:
+            told = replace(told, processes=round(gpus))
+        if self.engine == "ray":
+            return replace(told, resources=Resources(cpus=self.cpus_per_trial, gpus=gpus))
+        if gpus is None:
             return told
-        gpus = self.gpus_per_trial
-        # More than one is for as many processes.
-        processes = round(gpus) if gpus is not None and gpus > 1 and told.processes is None else told.processes
-        return replace(told, processes=processes, resources=Resources(cpus=self.cpus_per_trial, gpus=gpus))
+        return replace(told, workers_per_gpu=max(1, int(1 / gpus)))
 
 
 @dataclass(frozen=True, kw_only=True)

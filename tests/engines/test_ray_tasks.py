@@ -70,7 +70,10 @@ def test_a_client_of_ray_is_refused():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"gpus_per_trial": 1.0}, "--gpus-per-trial is for --engine ray"),
+        ({"cpus_per_trial": 1.0}, "--cpus-per-trial is for --engine ray"),
+        ({"gpus_per_trial": 0.0}, "CUDA_VISIBLE_DEVICES= hides those of this machine"),
+        ({"gpus_per_trial": 2.0, "processes_per_trial": 4}, "each of --processes-per-trial 4 has one"),
+        ({"gpus_per_trial": 0.5, "workers_per_gpu": 2}, "leave --workers-per-gpu out"),
         ({"engine": "ray", "cpus_per_trial": -1.0}, "--cpus-per-trial -1: expected at least 0"),
         ({"engine": "ray", "gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: expected a part of one, or whole ones"),
         ({"engine": "ray", "workers": 0}, "--workers 0: with --engine ray"),
@@ -93,6 +96,25 @@ def test_several_gpus_are_for_as_many_processes_unless_it_is_said_otherwise():
     assert SweepOptions(engine="ray", gpus_per_trial=2.0).how().processes == 2
     assert SweepOptions(engine="ray", gpus_per_trial=2.0, processes_per_trial=4).how().processes == 4
     assert SweepOptions(engine="ray", gpus_per_trial=0.5).how().processes is None
+
+
+def test_gpus_of_this_machine_are_shared_out_as_was_said(monkeypatch):
+    def shared(**options):
+        how = SweepOptions(**options).how()
+        return how.processes, how.workers_per_gpu
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert shared() == (None, 1)
+    assert shared(gpus_per_trial=2.0) == (2, 1)
+    assert shared(gpus_per_trial=1.0) == (None, 1)
+    assert shared(gpus_per_trial=0.5) == (None, 2)
+    assert shared(gpus_per_trial=0.33) == (None, 3)
+    assert shared(processes_per_trial=2, gpus_per_trial=2.0) == (2, 1)
+    with pytest.raises(UsageError, match="--gpus-per-trial 4: there are 2 GPUs here"):
+        shared(gpus_per_trial=4.0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UsageError, match=r"--gpus-per-trial 0.5: there are no GPUs here"):
+        shared(gpus_per_trial=0.5)
 
 
 def test_what_was_not_said_follows_from_the_processes_and_what_is_there():

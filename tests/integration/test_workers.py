@@ -16,7 +16,7 @@ def test_workers_are_given_the_visible_devices_in_turn(workplace: Workplace) -> 
     experiment.write_text(text.replace(begin, noted + begin), encoding="utf-8")
     (workplace.folder / "devices").mkdir()
     sweep = Sweep.of(workplace)
-    arguments = ("sweep", str(experiment), "--configurations", "8", "--workers", "3", "--workers-per-gpu", "2")
+    arguments = ("sweep", str(experiment), "--configurations", "8", "--workers", "3", "--gpus-per-trial", "0.5")
     command = workplace.start(*arguments, environment={**sweep.environment(""), "CUDA_VISIBLE_DEVICES": "3, 5"})
     assert command.wait() == 0, command.output
     found = [path.name.split() for path in (workplace.folder / "devices").iterdir()]
