@@ -216,8 +216,9 @@ class MlflowStore:
 
     def _set_aside_names(self) -> set[str]:
         if self._aside is None:
-            tags = self._client.get_run(self.run_id).data.tags
-            self._aside = {tag.removeprefix(SET_ASIDE_TAG) for tag in tags if tag.startswith(SET_ASIDE_TAG)}
+            run = self._client.get_run(self.run_id)
+            self._uri = str(run.info.artifact_uri)  # by the way: each question to a server costs
+            self._aside = {tag.removeprefix(SET_ASIDE_TAG) for tag in run.data.tags if tag.startswith(SET_ASIDE_TAG)}
         return self._aside
 
     def _is_committed(self, name: str) -> bool:
