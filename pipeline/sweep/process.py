@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def _started_s(process: psutil.Process) -> float:
     return float(round(process.create_time() - psutil.boot_time(), 2))
 
 
+@cache  # it is asked for each trial that runs
 def _host() -> str:
     """The host's name and, where there is one, the namespace its process ids are counted in."""
     namespace = Path("/proc/self/ns/pid")

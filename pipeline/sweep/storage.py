@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 
 from pipeline.databases import created_whole, sqlite_file, sqlite_url
 from pipeline.errors import ThawError, UsageError
+from pipeline.sweep.rows import RowStorage
 
 HEARTBEAT_S = 10
 GRACE_S = 120  # by the database's clock, which writes the heartbeats and says which are stale
@@ -133,7 +134,7 @@ def file_system(file: Path, mounts: Path) -> str | None:
     return found[1] or None
 
 
-def open_storage(url: str) -> RDBStorage:
+def open_storage(url: str) -> RowStorage:
     """Opens a study database that `prepare_storage` has created.
 
     Raises:
@@ -143,7 +144,7 @@ def open_storage(url: str) -> RDBStorage:
         return _open(url)
 
 
-def _open(url: str) -> RDBStorage:
+def _open(url: str) -> RowStorage:
     file = sqlite_file(url)
     if file is not None:
         _refuse_network(file)
@@ -151,7 +152,7 @@ def _open(url: str) -> RDBStorage:
         raise ThawError(f"{redacted(url)}: no such study database; start a sweep first, or name another --storage")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, used as documented
-        storage = RDBStorage(
+        storage = RowStorage(
             url,
             engine_kwargs={"connect_args": _connect_arguments(url), "pool_pre_ping": file is None},
             heartbeat_interval=HEARTBEAT_S,

@@ -12,14 +12,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import optuna
-import sqlalchemy
-from optuna.storages import RDBStorage, get_storage
-from optuna.storages._rdb import models
+from optuna.storages import get_storage
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import ThawError, UsageError
 from pipeline.sweep import process
 from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, PREEMPTED, Lineage, Lineages, duplicates
+from pipeline.sweep.rows import RowStorage
 from pipeline.sweep.spec import StudySpec, refuse_change
 from pipeline.sweep.storage import GRACE_S, is_away, open_storage, redacted
 
@@ -44,7 +43,7 @@ def study_names(url: str) -> list[str]:
 class Study:
     """One study. Every method is safe to call from any number of processes, and to die in."""
 
-    def __init__(self, name: str, url: str, storage: RDBStorage, study_id: int) -> None:
+    def __init__(self, name: str, url: str, storage: RowStorage, study_id: int) -> None:
         self.name = name
         self.url = url
         self.storage = get_storage(storage)  # caches finished trials
@@ -233,15 +232,7 @@ class Study:
 
     def silences(self) -> dict[int, float]:
         """Seconds since the last heartbeat of each trial that runs, by the database's clock."""
-        trial, heartbeat = models.TrialModel, models.TrialHeartbeatModel
-        query = (
-            sqlalchemy.select(trial.trial_id, heartbeat.heartbeat, sqlalchemy.func.now())
-            .join(heartbeat, heartbeat.trial_id == trial.trial_id)
-            .where(trial.study_id == self.id, trial.state == TrialState.RUNNING)
-        )
-        with self._heartbeats.engine.connect() as connection:
-            found = connection.execute(query).all()
-        return {number: (now.replace(tzinfo=None) - beat).total_seconds() for number, beat, now in found}
+        return self._heartbeats.silences(self.id)
 
     def set(self, trial_id: int, name: str, value: Any) -> None:
         """Sets an attribute of a trial. Raises: Fenced."""

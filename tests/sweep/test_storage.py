@@ -53,14 +53,6 @@ def in_processes(context, target, *arguments):
     return answers
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    """A database that is not there yet, or is empty."""
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgres").database()
-    return f"sqlite:///{tmp_path / 'optuna.db'}"
-
-
 def test_eight_processes_claim_every_waiting_trial_exactly_once(tmp_path, url, context):
     study = new_study(tmp_path, url)
     for number in range(TRIALS):
