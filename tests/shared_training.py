@@ -118,23 +118,24 @@ class Placed:
 
         whole = placed(self.rows)
         found: dict[str, torch.Tensor] = {"own": whole["own"]}
-        for name, way in {"by rows": Shard(0), "by columns": Shard(1), "alike": Replicate()}.items():
+        for name, way in {"by rows": Shard(0), "by columns": Shard(1), "alike": Replicate(), "none": Shard(0)}.items():
             found[name] = distribute_tensor(whole[name], self._mesh, [way], src_data_rank=None)
         part = whole["summed"] if self._rank == 0 else torch.zeros_like(whole["summed"])
         return {**found, "summed": DTensor.from_local(part, self._mesh, [Partial()])}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        raise NotImplementedError
+        self.rows = len(state["own"])
 
 
 def placed(rows: int) -> dict[str, torch.Tensor]:
     """What `Placed` has as a whole."""
-    names = ("own", "by rows", "by columns", "alike", "summed")
-    dtypes = (torch.float64, torch.int64, torch.int8, torch.float32, torch.float32)
-    return {
+    names = ("own", "by rows", "by columns", "alike", "none", "summed")
+    dtypes = (torch.float64, torch.int64, torch.int8, torch.float32, torch.float32, torch.float32)
+    found = {
         name: (100 * number + torch.arange(7 * rows).reshape(rows, 7) % 50).to(dtype)
         for number, (name, dtype) in enumerate(zip(names, dtypes, strict=True))
     }
+    return found | {"none": found["none"][:0]}
 
 
 def placing(config: Config, run: Run) -> None:

@@ -100,8 +100,8 @@ def brought_together(tensors: Iterable[Any], memory: mmap.mmap) -> Iterator[Tens
     """
     start = 0
     for tensor in tensors:
-        flat = torch.frombuffer(memory, dtype=torch.uint8, count=tensor.numel() * tensor.element_size(), offset=start)
-        place = flat.view(tensor.dtype).reshape(tensor.shape)
+        padded = torch.frombuffer(memory, dtype=torch.uint8, count=_padded(tensor), offset=start)
+        place = padded[: tensor.numel() * tensor.element_size()].view(tensor.dtype).reshape(tensor.shape)
         _copy_own(tensor, place)
         start += _padded(tensor)
         yield place
