@@ -4,7 +4,7 @@ Slurm and Ctrl-C signal every process of the group at once. The process that tra
 (a loader's workers) until its checkpoint is taken, so they must outlive the signal that it obeys.
 """
 
-import multiprocessing
+import multiprocessing.util
 import os
 import select
 import signal
@@ -17,6 +17,8 @@ from types import FrameType
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 PARENT_CHECK_S = 2.0
 SAME_S = 1.0
+
+_obedient: set[int] = set()  # this process, once it obeys its parent only, and those before it that do
 
 
 class Interrupted(BaseException):
@@ -57,9 +59,11 @@ class StopRequest:
         """From now on signals only set `reason`, and no process that this one starts is hit by them.
 
         They stay blocked, which every process started here inherits: the workers of any loader, whoever made
-        it. A thread takes them.
+        it. A thread takes them. Those that multiprocessing forks end with this process: torch's own watch of a
+        loader's worker sees nothing when the trainer dies before it has begun.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        multiprocessing.util.register_after_fork(self, lambda _: obey_parent_only())
 
         def take() -> None:
             while True:
@@ -123,8 +127,11 @@ def obey_parent_only() -> None:
     """For a helper process started while signals were `blocked`: only its parent's signals end it, and its death.
 
     The signals stay blocked; a thread takes them one by one and looks at who sent them. It ends the process when
-    the parent has died: a loader's worker that waits to hand over its batch would wait for ever.
+    the parent has died: a loader's worker that waits to hand over its batch would wait for ever. Once is enough.
     """
+    if os.getpid() in _obedient:
+        return
+    _obedient.add(os.getpid())
     # As its parent has told it: os.getppid() says something else if the parent died before this line.
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import signals
 from pipeline.signals import STOPPING, Interrupted, StopRequest
@@ -235,13 +238,35 @@ def dying(pipe: Connection) -> None:
     os._exit(0)
 
 
-def test_a_helper_whose_parent_died_while_it_started_ends_as_well() -> None:
+class Orphan:
+    """The `worker_init_fn` of a user's own loader, in a worker whose trainer dies while it starts."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def __call__(self, worker: int) -> None:
+        trainer = os.pidfd_open(os.getppid())
+        self._pipe.send(os.getpid())
+        select.select([trainer], [], [])
+
+
+def dying_trainer(pipe: Connection) -> None:
+    StopRequest().watch()
+    started, starting = multiprocessing.get_context("fork").Pipe(duplex=False)
+    data = TensorDataset(torch.zeros(1))
+    batches = iter(DataLoader(data, num_workers=1, worker_init_fn=Orphan(starting), multiprocessing_context="fork"))
+    pipe.send(started.recv())
+    os._exit(0 if batches else 1)  # an iterator that nobody held would have ended its worker
+
+
+@pytest.mark.parametrize("parent", [dying, dying_trainer])
+def test_a_helper_whose_parent_died_while_it_started_ends_as_well(parent: Callable[[Connection], None]) -> None:
     context = multiprocessing.get_context("fork")
     mine, its = context.Pipe(duplex=False)
-    parent = context.Process(target=dying, args=(its,))
-    parent.start()
+    process = context.Process(target=parent, args=(its,))
+    process.start()
     helper = psutil.Process(mine.recv())
-    parent.join()
+    process.join()
     wait_until_gone([helper])
     for end in (mine, its):
         end.close()
