@@ -1,7 +1,7 @@
 """Simulated workers for `benchmarks.scale`: all calls of a worker to its study, between epochs that are waited for.
 
 Those of one process share a cache of trials that have ended and the statements that SQLAlchemy has compiled. Each has a
-connection of its own, and a thread.
+connection of its own, a thread, and the name of a machine: of another machine's workers only heartbeats tell.
 """
 
 import random
@@ -81,8 +81,8 @@ def begun(study: Study, number: int, epochs: int) -> int:
             "config": {"lr": 0.1, "width": 8},
             "run_id": "0" * 32,
             "progress": _progress(number, epochs),
-            "worker": process.identity(),
-            "claimant.000000000000": process.identity(),
+            "worker": {**process.identity(), "host": f"machine {number}"},
+            "claimant.000000000000": {**process.identity(), "host": f"machine {number}"},
         },
     )
     trial_id = study.storage.create_new_trial(study.id, trial)
@@ -129,6 +129,7 @@ def work(
     `owned` are the trials they begin with, and how many epochs of these are done.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    process._host = lambda: threading.current_thread().name  # each is on a machine of its own
     study = Study.load(name, url)
     storage = study._heartbeats
     assert isinstance(storage, RDBStorage)

@@ -6,7 +6,7 @@ anew each time: with many of them, that is most of what a claim takes.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import sqlalchemy
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
@@ -46,13 +47,15 @@ class RowStorage(RDBStorage):
         with _create_scoped_session(self.scoped_session) as session:
             rows = session.connection()
 
-            def read(model: Any, build: Callable[..., T], *columns: str) -> dict[int, list[T]]:
-                """What is built of the rows of each trial, in the order in which they were written."""
+            def read(model: Any, build: Callable[..., Iterable[T]], *columns: str) -> dict[int, list[T]]:
+                """What is built of its columns, for each trial in the order in which the rows were written."""
                 (key,) = sqlalchemy.inspect(model).primary_key
                 query = select(model.trial_id, *(getattr(model, column) for column in columns))
                 found = defaultdict(list)
-                for trial_id, *row in rows.execute(query.join(trial).where(*wanted).order_by(key)):
-                    found[trial_id].append(build(*row))
+                if cells := rows.execute(query.join(trial).where(*wanted).order_by(key)).all():
+                    ids, *given = zip(*cells, strict=True)
+                    for trial_id, built in zip(ids, build(*given), strict=True):
+                        found[trial_id].append(built)
                 return found
 
             models.StudyModel.find_or_raise_by_id(study_id, session)
@@ -65,12 +68,12 @@ class RowStorage(RDBStorage):
             ]
             if not heads:
                 return []
-            parameters = read(models.TrialParamModel, _parameter, "param_name", "param_value", "distribution_json")
-            values = read(models.TrialValueModel, _value, "objective", "value", "value_type")
-            user_attrs = read(models.TrialUserAttributeModel, _attribute, "key", "value_json")
-            system_attrs = read(models.TrialSystemAttributeModel, _attribute, "key", "value_json")
+            parameters = read(models.TrialParamModel, _parameters, "param_name", "param_value", "distribution_json")
+            values = read(models.TrialValueModel, _values, "objective", "value", "value_type")
+            user_attrs = read(models.TrialUserAttributeModel, _attributes, "key", "value_json")
+            system_attrs = read(models.TrialSystemAttributeModel, _attributes, "key", "value_json")
             columns = ("step", "intermediate_value", "intermediate_value_type")
-            reports = read(models.TrialIntermediateValueModel, _report, *columns)
+            reports = read(models.TrialIntermediateValueModel, _reports, *columns)
 
         return [
             FrozenTrial(
@@ -107,24 +110,40 @@ class RowStorage(RDBStorage):
         return [trial_id for trial_id, silent_s in self.silences(study_id).items() if silent_s > self.grace_period]
 
 
+class CachedRows(_CachedStorage):
+    """Optuna's cache of trials that have ended, over `RowStorage`."""
+
+    def newer_trials(self, study_id: int, trial_id: int) -> list[FrozenTrial]:
+        """The trials that were created after this one, by their ids; all for -1."""
+        with self._lock:
+            found = self._backend._get_trials(study_id, None, set(), trial_id)
+            self._studies.setdefault(study_id, _StudyInfo())
+            self._add_trials_to_cache(study_id, found)  # it draws parameters for no trial that it does not know
+        return found
+
+
 _distribution = lru_cache(10_000)(json_to_distribution)
 
 
-def _parameter(name: str, value: float, distribution: str) -> tuple[str, Any, BaseDistribution]:
-    found = _distribution(distribution)
-    return name, found.to_external_repr(value), found
+def _parameters(
+    names: Sequence[str], values: Sequence[float], distributions: Sequence[str]
+) -> Iterable[tuple[str, Any, BaseDistribution]]:
+    for name, value, text in zip(names, values, distributions, strict=True):
+        distribution = _distribution(text)
+        yield name, distribution.to_external_repr(value), distribution
 
 
-def _attribute(name: str, value: str) -> tuple[str, Any]:
-    return name, json.loads(value)
+def _attributes(names: Sequence[str], values: Sequence[str]) -> Iterable[tuple[str, Any]]:
+    return zip(names, json.loads(f"[{','.join(values)}]"), strict=True)  # one call: they are many
 
 
-def _value(objective: int, value: float | None, kind: Any) -> tuple[int, float]:
-    return objective, models.TrialValueModel.stored_repr_to_value(value, kind)
+def _values(objectives: Sequence[int], *stored: Sequence[Any]) -> Iterable[tuple[int, float]]:
+    return zip(objectives, map(models.TrialValueModel.stored_repr_to_value, *stored), strict=True)
 
 
-def _report(step: int, value: float | None, kind: Any) -> tuple[int, float]:
-    return step, models.TrialIntermediateValueModel.stored_repr_to_intermediate_value(value, kind)
+def _reports(steps: Sequence[int], *stored: Sequence[Any]) -> Iterable[tuple[int, float]]:
+    read = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+    return zip(steps, map(read, *stored), strict=True)
 
 
 def _local(utc: datetime | None) -> datetime | None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Literal
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import ThawError
 from pipeline.sweep import budget, halving
@@ -28,10 +28,12 @@ def next_segment(
         ThawError: the first configurations have all failed alike, so that all would.
     """
     spec = study.spec
+    trials: list[FrozenTrial] = []  # none: they have to be read
     while True:
-        trials = study.trials()
-        if study.close_dead(trials=trials):
+        if not trials:
             trials = study.trials()
+            if study.close_dead(trials=trials):
+                trials = study.trials()
         found = study.lineages(trials)
         if only is None and failing_alike(found, spec.code):
             raise ThawError(
@@ -49,9 +51,12 @@ def next_segment(
                 return study.renewed(claimed)
             return "wait"  # others hold what was left
         if waiting:
-            continue  # another was faster: look again
+            trials = []  # another was faster: look again
+            continue
         if not (_continue(study, mine) or (only is None and _grow(study, spec, found))):
             return "wait" if any(lineage.ended is None for lineage in mine.values()) else "done"
+        # What has been created now, and whatever came before it: a lower number wins. The others are not read again.
+        trials = study.with_newer(trials)
 
 
 def open_segments(

@@ -12,13 +12,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import optuna
-from optuna.storages import get_storage
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import ThawError, UsageError
 from pipeline.sweep import process
 from pipeline.sweep.lineage import DUPLICATE, LOST, MAX_RETRIES, PREEMPTED, Lineage, Lineages, duplicates
-from pipeline.sweep.rows import RowStorage
+from pipeline.sweep.rows import CachedRows, RowStorage
 from pipeline.sweep.spec import StudySpec, refuse_change
 from pipeline.sweep.storage import GRACE_S, is_away, open_storage, redacted
 
@@ -46,7 +45,7 @@ class Study:
     def __init__(self, name: str, url: str, storage: RowStorage, study_id: int) -> None:
         self.name = name
         self.url = url
-        self.storage = get_storage(storage)  # caches finished trials
+        self.storage = CachedRows(storage)
         self._heartbeats = storage
         self._once = self.storage  # for what must not be repeated when its answer was lost
         self._lineages: Lineages | None = None
@@ -140,6 +139,11 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         return self.storage.get_all_trials(self.id, deepcopy=False)
+
+    def with_newer(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """The trials of the study that have been read, as they were, and those that were created since."""
+        last = trials[-1]._trial_id if trials else -1
+        return [*trials, *self.storage.newer_trials(self.id, last)]
 
     def lineages(self, trials: Sequence[FrozenTrial] | None = None) -> dict[int, Lineage]:
         """`trials` are all of the study, if they have just been read: with many that run it takes long."""

@@ -23,6 +23,7 @@ from tests.integration.commands import Command, wait_until, wait_until_gone
 from tests.integration.sweeps import BATCHES, Sweep
 
 LINES = 6  # at most so many batches between two events, and while a server is away
+MORE = 5  # configurations
 QUIET_S = 1.0  # a server is not away for longer once nobody can train any more without it
 
 Victim = Literal["worker", "supervisor", "session"]
@@ -57,8 +58,9 @@ class Chaos:
     decides nothing but what the processes are doing just then.
     """
 
-    def __init__(self, sweep: Sweep, chance: random.Random, name: str) -> None:
-        self._sweep, self._chance, self._name = sweep, chance, name
+    def __init__(self, sweep: Sweep, chance: random.Random, name: str, configurations: int) -> None:
+        """The sweep's command has yet to be told how many `configurations`."""
+        self._sweep, self._chance, self._name, self.configurations = sweep, chance, name, configurations
         self._began_s = time.monotonic()
         self._zombies: list[psutil.Process] = []
         self.fences: list[Fence] = []
@@ -98,7 +100,7 @@ class Chaos:
         A command that finds it away when it starts says so and ends: so the next one starts when it is back.
         """
         self._wait()
-        wait_until(self.command.trainers, "the command has found its databases")
+        self._trainers()  # it has found its databases
         server.stop()
         self._say(f"{type(server).__name__} is away")
         trained = self._sweep.progress.wait_while_it_moves(self._chance.randint(1, LINES), QUIET_S)
@@ -141,19 +143,34 @@ class Chaos:
             assert "Traceback" not in command.output, command.output
 
     def _start(self) -> None:
-        self.commands.append(self._sweep.start())
+        flags = ("--configurations", str(self.configurations))
+        self.commands.append(self._sweep.start(*self._sweep.arguments, *flags))
+
+    def _go_on(self) -> None:
+        """Asks for more configurations, of a sweep that was quicker than what happens to it."""
+        assert self.command.wait() == 0, self.command.output
+        self.configurations += MORE
+        self._say(f"all is trained; {self.configurations} configurations from now on")
+        self._start()
+
+    def _trainers(self) -> list[psutil.Process]:
+        """Those who train now."""
+        while True:
+            found = wait_until(lambda: self.command.trainers() or self.command.has_ended, "there is a worker")
+            if found is not True:
+                return found
+            self._go_on()
 
     def _wait(self) -> str:
         """Returns the last of a few lines that are trained from now on."""
         self._sweep.progress.skip()
         count = self._chance.randint(1, LINES)
-        assert self._sweep.progress.wait_for_count(count, self.command), (
-            f"the sweep has ended after {self.kills} kills: train more\n{self.command.output}"
-        )
+        while not self._sweep.progress.wait_for_count(count, self.command):
+            self._go_on()
         return self._sweep.progress.lines[-1]
 
     def _kill_worker(self) -> None:
-        victim = self._chance.choice(wait_until(self.command.trainers, "there is a worker"))
+        victim = self._chance.choice(self._trainers())
         self._kill(f"worker {victim.pid}", [victim], lambda: os.kill(victim.pid, signal.SIGKILL))
 
     def _kill_supervisor(self) -> None:

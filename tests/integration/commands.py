@@ -62,6 +62,10 @@ class Command:
         """What it has printed so far, to stdout and stderr."""
         return "".join(self._lines)
 
+    @property
+    def has_ended(self) -> bool:
+        return bool(select.select([self.ended_fd], [], [], 0)[0])
+
     def wait_for_output(self, text: str) -> None:
         """Waits until `text` was printed."""
         with self._grown:

@@ -8,7 +8,7 @@ import pytest
 from pipeline import Run
 from pipeline.checkpoint import FolderStore, load
 from pipeline.experiment import from_params, load_experiment, seed_for
-from tests.integration.commands import Workplace, assert_same_tensors
+from tests.integration.commands import Workplace, assert_same_tensors, signal_all_and_open
 from tests.integration.sweeps import BATCHES, QUICK, Sweep, assert_each_step_accepted_once, step_of
 
 EPOCHS = 9
@@ -98,17 +98,16 @@ def test_a_reopening_that_is_interrupted_is_continued_by_the_same_command(swept,
     configuration = pruned(swept)[0]
     untouched = others(swept.workplace, configuration)
     arguments = ("resume", "--study", "quick", "--configuration", str(configuration))
-    swept.progress.lines.clear()
-    lines = len(swept.history.read_text().splitlines())
-    command = swept.start(*arguments)
-    moment = random.SystemRandom().randrange(5, 40)
-    print(f"interrupted after {moment} batches")
-    while len(swept.history.read_text().splitlines()) < lines + moment:
-        assert swept.progress.next(command) is not None, command.output
+    step = BATCHES + random.SystemRandom().randrange(4, 40)
+    moment = f"{step // BATCHES} {step % BATCHES}"
+    print(f"interrupted in epoch and batch {moment}")
+    swept.progress.skip()
+    command = swept.start(*arguments, gate=moment)
+    swept.progress.wait_for_end_of(f" {moment}", command)
     if number == signal.SIGKILL:
         command.kill()
     else:
-        command.signal_group(number)
+        signal_all_and_open(command, number, swept.progress)
         assert command.wait() == 75, command.output
     reached = step_of(swept.workplace.study("quick").lineages()[configuration].progress["checkpoint"])
     assert reached < EPOCHS * BATCHES

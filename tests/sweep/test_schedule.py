@@ -8,7 +8,9 @@ from optuna.trial import TrialState
 from pipeline.errors import UsageError
 from pipeline.sweep.budget import grant
 from pipeline.sweep.halving import bracket_of
+from pipeline.sweep.lineage import duplicates
 from pipeline.sweep.reopening import reopen
+from pipeline.sweep.samplers import numbered_trial, sampling_view
 from pipeline.sweep.schedule import first_goal, is_over, is_search_over, next_segment, open_segments
 from pipeline.sweep.study import Study
 from tests.sweep.trials import checkpoint_of, new_study, spec
@@ -61,14 +63,45 @@ class Counting:
         return getattr(self._storage, name)
 
 
-def test_a_claim_reads_all_trials_once_a_turn(tmp_path):
+def test_a_claim_reads_all_trials_once(tmp_path):
     calls = Counter()
     study = new_study(tmp_path).through(lambda storage: Counting(storage, calls))
     study.add_configuration(0, until=1)
-    for number, reads in ((0, 1), (1, 2)):  # what waits is claimed; what is created first is claimed by the next turn
+    for number in (0, 1):  # what waits is claimed; what is not there yet is created first
         calls.clear()
         assert next_segment(study).number == number
-        assert calls["get_all_trials"] == reads
+        assert calls["get_all_trials"] == 1
+
+
+class Slower:
+    """A storage that creates the trials of another process before its own next one."""
+
+    def __init__(self, storage, others):
+        self._storage, self._others = storage, others
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
+
+    def create_new_trial(self, study_id, template):
+        while self._others:
+            self._others.pop()()
+        return self._storage.create_new_trial(study_id, template)
+
+
+@pytest.mark.parametrize("is_claimed", [False, True])
+def test_who_creates_a_segment_later_than_another_does_not_claim_its_own(tmp_path, is_claimed):
+    other = new_study(tmp_path)
+    finish(other, next_segment(other), 0.5)
+    others = [lambda: other.claim(other.trials()[-1])] if is_claimed else []
+    others.append(lambda: other.add_configuration(1, until=1))
+    slower = Study.load(other.name, other.url).through(lambda storage: Slower(storage, others))
+    found = next_segment(slower)
+    assert (found.number, found.head.number) == ((2, 3) if is_claimed else (1, 1))
+    drawing = numbered_trial(sampling_view(slower, slower.spec, found.number), found.head._trial_id, found.number)
+    assert 0 <= drawing.suggest_float("lr", 0, 1) <= 1
+    assert [trial.number for trial in duplicates(slower.trials())] == [2]
+    assert next_segment(other).number == (3 if is_claimed else 2)
+    assert [trial.user_attrs.get("ended") for trial in slower.trials()[:3]] == ["paused", None, "duplicate"]
 
 
 def test_what_is_claimed_is_returned_as_it_is_now(tmp_path):
