@@ -1,15 +1,17 @@
-"""Simulated workers for `benchmarks.scale`: all calls of a worker to its study, between epochs that are waited for.
+"""Simulated workers for `benchmarks.scale`: what a worker asks of its study, between epochs that are waited for.
 
 Those of one process share a cache of trials that have ended and the statements that SQLAlchemy has compiled. Each has a
 connection of its own, a thread, and the name of a machine: of another machine's workers only heartbeats tell.
 """
 
+import json
 import random
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import optuna
@@ -17,7 +19,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 from sqlalchemy.pool import SingletonThreadPool
 
 from pipeline.sweep import process
@@ -30,15 +32,16 @@ from pipeline.sweep.study import Study
 T = TypeVar("T")
 SPACE = {"lr": FloatDistribution(1e-4, 1.0, log=True), "width": IntDistribution(4, 128)}
 WARM_UP = 0.25  # of the time: a connection's first statements cost the server the most
+BEYOND = 10_000  # no epoch that is trained
+PREPARED = 6  # epochs after which a connection and the server have prepared the statements of the next
 SEGMENT, EPOCH, CLAIM = "segment", "epoch", "claim"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """How long the calls took that workers have made, in seconds, and how many more epochs were due."""
+    """How long the calls took that workers have made, in seconds."""
 
     calls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    due: int = 0
 
     def timed(self, name: str, call: Callable[[], T]) -> T:
         began_s = time.perf_counter()
@@ -104,6 +107,49 @@ def epoch(study: Study, trial_id: int, done: int) -> None:
     study.report(trial_id, done, 1.0)
 
 
+class Epochs:
+    """What follows an epoch, as the database sees it: the statements of `epoch`, recorded once, sent each time.
+
+    What Optuna and SQLAlchemy compute for them, a real worker computes on a machine of its own.
+    """
+
+    def __init__(self, study: Study, trial_id: int, done: int) -> None:
+        """Records them, of one more epoch of a trial that has begun."""
+        self._engine = study._heartbeats.engine
+        self._transactions: list[list[tuple[str, dict[str, Any]]]] = [[]]
+
+        def note(_connection: Any, _cursor: Any, statement: str, parameters: dict[str, Any], *_: Any) -> None:
+            self._transactions[-1].append((statement, parameters))
+
+        def commit(_connection: Any) -> None:
+            self._transactions.append([])
+
+        event.listen(self._engine, "before_cursor_execute", note)
+        event.listen(self._engine, "commit", commit)
+        epoch(study, trial_id, done)
+        event.remove(self._engine, "before_cursor_execute", note)
+        event.remove(self._engine, "commit", commit)
+        assert not self._transactions.pop()  # nothing follows the last commit
+
+    def send(self, trial_id: int, done: int) -> None:
+        values = {
+            "trial_id": trial_id,
+            "heartbeat": datetime.now(UTC),
+            "value_json": json.dumps(_progress(trial_id, done)),
+            "step": done,
+        }
+        for transaction in self._transactions:
+            connection = self._engine.raw_connection()  # which asks whether it still works, as it does each time
+            cursor = connection.cursor()
+            for statement, parameters in transaction:
+                given = {name: values.get(name.removesuffix("_1"), value) for name, value in parameters.items()}
+                cursor.execute(statement, given)
+                if "FROM trial_heartbeats" in statement:
+                    (values["trial_heartbeats_trial_heartbeat_id"], *_) = cursor.fetchone()
+            connection.commit()
+            connection.close()
+
+
 def segment(study: Study, times: Times) -> Lineage:
     """Claims the next segment and draws its configuration, as `work` does."""
     found = times.timed(CLAIM, lambda: next_segment(study))
@@ -137,20 +183,24 @@ def work(
         storage.engine.pool._creator, pool_size=len(owned) + 1, pre_ping=True, dialect=storage.engine.dialect
     )
     study.trials()
+    epochs = Epochs(study, owned[0][0], BEYOND - 1)
     all_times: list[Times] = []
     errors: list[BaseException] = []
     ready = threading.Barrier(len(owned) + 1)
     go = threading.Event()
+    one_by_one = threading.Lock()
 
     def live(trial_id: int, done: int) -> None:
         own = study.through(lambda storage: storage)
         try:
             try:
-                own.beat(trial_id)
+                with one_by_one:
+                    for more in range(PREPARED):
+                        epochs.send(trial_id, BEYOND + more)
             finally:
                 ready.wait()
             go.wait()
-            all_times.append(_live(own, trial_id, done, epoch_s, run_s))
+            all_times.append(_live(own, epochs, trial_id, done, epoch_s, run_s))
         except BaseException as error:  # what ends a thread is to be told
             errors.append(error)
             raise
@@ -166,12 +216,12 @@ def work(
     to.send((all_times, [repr(error) for error in errors]))
 
 
-def _live(study: Study, trial_id: int, done: int, epoch_s: float, run_s: float) -> Times:
+def _live(study: Study, epochs: Epochs, trial_id: int, done: int, epoch_s: float, run_s: float) -> Times:
     times, is_warm = Times(), False
     began_s = time.monotonic()
     warm_s = began_s + WARM_UP * run_s
     ends_s, due_s = began_s + run_s, began_s + random.random() * epoch_s
-    epochs = study.spec.max_epochs
+    max_epochs = study.spec.max_epochs
     while due_s < ends_s:
         time.sleep(max(0.0, due_s - time.monotonic()))
         if time.monotonic() >= ends_s:
@@ -179,9 +229,9 @@ def _live(study: Study, trial_id: int, done: int, epoch_s: float, run_s: float) 
         if not is_warm and time.monotonic() >= warm_s:
             times, is_warm = Times(), True
         done += 1
-        times.timed(EPOCH, lambda trial_id=trial_id, done=done: epoch(study, trial_id, done))
+        times.timed(EPOCH, lambda trial_id=trial_id, done=done: epochs.send(trial_id, done))
         due_s += epoch_s
-        if done == epochs:
+        if done == max_epochs:
             claims_s = time.monotonic()
 
             def turn(trial_id: int = trial_id, times: Times = times) -> Lineage:
@@ -190,8 +240,7 @@ def _live(study: Study, trial_id: int, done: int, epoch_s: float, run_s: float) 
 
             trial_id, done = times.timed(SEGMENT, turn).head._trial_id, 0
             due_s += time.monotonic() - claims_s  # it trains nothing meanwhile
-    left = max(0, int((ends_s - due_s) // epoch_s) + 1)
-    return Times(calls=dict(times.calls), due=left)
+    return Times(calls=dict(times.calls))
 
 
 def _progress(trial: int, epochs: int) -> dict[str, Any]:

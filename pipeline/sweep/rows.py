@@ -4,9 +4,11 @@ Optuna's own makes an object of every parameter, attribute and reported value, a
 anew each time: with many of them, that is most of what a claim takes.
 """
 
+import gc
 import json
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -44,7 +46,7 @@ class RowStorage(RDBStorage):
         if states is not None:
             wanted.append(trial.state.in_([state for state in TrialState if state in states]))
 
-        with _create_scoped_session(self.scoped_session) as session:
+        with _create_scoped_session(self.scoped_session) as session, _uncollected():
             rows = session.connection()
 
             def read(model: Any, build: Callable[..., Iterable[T]], *columns: str) -> dict[int, list[T]]:
@@ -120,6 +122,22 @@ class CachedRows(_CachedStorage):
             self._studies.setdefault(study_id, _StudyInfo())
             self._add_trials_to_cache(study_id, found)  # it draws parameters for no trial that it does not know
         return found
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """In this block Python looks for no garbage.
+
+    Among so many new objects that all live on, it would go through everything there is over and over again: with 1,000
+    trials that took longer than all else.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 _distribution = lru_cache(10_000)(json_to_distribution)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Literal
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from pipeline.errors import ThawError
 from pipeline.sweep import budget, halving
@@ -21,6 +21,10 @@ def next_segment(
     Interrupted configurations come first, then promotions, then new configurations. `only` restricts it to
     what is waiting or interrupted of some configurations, for a reopened one.
 
+    To read all trials takes long, when there are many: it is done once. Until something is claimed, only what can have
+    changed is read again, right before something is created and after that. So two that look at the same time hardly
+    ever create the same; and what others have just created, they are about to claim.
+
     Returns the lineage whose newest segment is now this process's own; "wait" while others hold all there is
     to do; "done" when nothing is left, or all configurations together have had `max_total_epochs`.
 
@@ -28,12 +32,11 @@ def next_segment(
         ThawError: the first configurations have all failed alike, so that all would.
     """
     spec = study.spec
-    trials: list[FrozenTrial] = []  # none: they have to be read
+    trials = study.trials()
+    if study.close_dead(trials=trials):
+        trials = study.trials()
+    open_to_me = {trial._trial_id for trial in trials}
     while True:
-        if not trials:
-            trials = study.trials()
-            if study.close_dead(trials=trials):
-                trials = study.trials()
         found = study.lineages(trials)
         if only is None and failing_alike(found, spec.code):
             raise ThawError(
@@ -44,19 +47,24 @@ def next_segment(
         mine = {n: lineage for n, lineage in found.items() if only is None or n in only}
         if max_total_epochs is not None and budget.left(found, max_total_epochs) <= 0:
             return "wait" if any(lineage.head.state is TrialState.RUNNING for lineage in mine.values()) else "done"
-        waiting = [one for one in mine.values() if one.head.state is TrialState.WAITING]
+        waiting = [
+            one for one in mine.values() if one.head.state is TrialState.WAITING and one.head._trial_id in open_to_me
+        ]
         claimed = next((one for one in waiting if study.claim(one.head)), None)
         if claimed is not None:
             if max_total_epochs is None or budget.grant(study, claimed.number, max_total_epochs):
                 return study.renewed(claimed)
             return "wait"  # others hold what was left
-        if waiting:
-            trials = []  # another was faster: look again
-            continue
-        if not (_continue(study, mine) or (only is None and _grow(study, spec, found))):
-            return "wait" if any(lineage.ended is None for lineage in mine.values()) else "done"
-        # What has been created now, and whatever came before it: a lower number wins. The others are not read again.
-        trials = study.with_newer(trials)
+        newest = study.with_newer(trials, again={one.head.number for one in waiting})  # others were faster with these
+        if not waiting and len(newest) == len(trials):
+            created = _continue(study, mine)
+            if created is None and only is None:
+                created = _grow(study, spec, found)
+            if created is None:
+                return "wait" if any(lineage.ended is None for lineage in mine.values()) else "done"
+            open_to_me.add(created)
+            newest = study.with_newer(trials)  # whatever came before it, too: a lower number wins
+        trials = newest
 
 
 def open_segments(
@@ -94,26 +102,22 @@ def is_search_over(study: Study) -> bool:
     return not any(one.ended is None or one.may_continue() for one in searched) and _growth(study.spec, found) is None
 
 
-def _continue(study: Study, found: Mapping[int, Lineage]) -> bool:
-    for lineage in found.values():
-        if lineage.may_continue():
-            study.add_successor(lineage, until=lineage.until)
-            return True
-    return False
+def _continue(study: Study, found: Mapping[int, Lineage]) -> int | None:
+    """Creates the successor of a segment that broke off, and returns the id of its trial; None if there is none."""
+    broken = next((lineage for lineage in found.values() if lineage.may_continue()), None)
+    return None if broken is None else study.add_successor(broken, until=broken.until)
 
 
-def _grow(study: Study, spec: StudySpec, found: Mapping[int, Lineage]) -> bool:
-    """Creates a promotion or a new configuration; False if there is neither."""
+def _grow(study: Study, spec: StudySpec, found: Mapping[int, Lineage]) -> int | None:
+    """Creates a promotion or a new configuration, and returns the id of its trial; None if there is neither."""
     growth = _growth(spec, found)
     if growth is None:
-        return False
+        return None
     number, until = growth
     if number in found:
-        study.add_successor(found[number], until=until)
-    else:
-        point = spec.points[number] if number < len(spec.points) else None
-        study.add_configuration(number, until=until, config=spec.config, point=point)
-    return True
+        return study.add_successor(found[number], until=until)
+    point = spec.points[number] if number < len(spec.points) else None
+    return study.add_configuration(number, until=until, config=spec.config, point=point)
 
 
 def _growth(spec: StudySpec, found: Mapping[int, Lineage]) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ finds out at its next write (`Fenced`) and drops it.
 import copy
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -140,10 +140,11 @@ class Study:
     def trials(self) -> list[FrozenTrial]:
         return self.storage.get_all_trials(self.id, deepcopy=False)
 
-    def with_newer(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """The trials of the study that have been read, as they were, and those that were created since."""
+    def with_newer(self, trials: Sequence[FrozenTrial], *, again: Collection[int] = ()) -> list[FrozenTrial]:
+        """All trials: as they were when these were read, but for those numbered `again`, and those created since."""
         last = trials[-1]._trial_id if trials else -1
-        return [*trials, *self.storage.newer_trials(self.id, last)]
+        read = [self.storage.get_trial(one._trial_id) if one.number in again else one for one in trials]
+        return [*read, *self.storage.newer_trials(self.id, last)]
 
     def lineages(self, trials: Sequence[FrozenTrial] | None = None) -> dict[int, Lineage]:
         """`trials` are all of the study, if they have just been read: with many that run it takes long."""
@@ -168,18 +169,18 @@ class Study:
         until: int,
         config: Mapping[str, Any] | None = None,
         point: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Creates the first segment of a configuration, for whoever claims it.
+    ) -> int:
+        """Creates the first segment of a configuration, for whoever claims it; returns the id of its trial.
 
         `point` are the parameters that are given; the sampler draws the others.
         """
         attrs: dict[str, Any] = {"configuration": number, "parent": None, "until": until, "start": None}
         if config is not None:
             attrs["config"] = dict(config)
-        self._create(attrs, None, {FIXED: dict(point)} if point else {})
+        return self._create(attrs, None, {FIXED: dict(point)} if point else {})
 
-    def add_successor(self, lineage: Lineage, *, until: int, reopened: bool = False, **budget: Any) -> None:
-        """Creates the segment that continues a configuration, for whoever claims it.
+    def add_successor(self, lineage: Lineage, *, until: int, reopened: bool = False, **budget: Any) -> int:
+        """Creates the segment that continues a configuration, for whoever claims it; returns the id of its trial.
 
         Retry, promotion, reopening and extending all come here. Two that continue the same segment do no harm: the
         lowest trial number wins. `budget` is what an extension gives it: `max_epochs` and `schedule`.
@@ -194,9 +195,9 @@ class Study:
         # Without its `config` it was interrupted while it was drawn, and is drawn anew as a whole, but what was given.
         drawn = "config" in attrs
         given = {name: value for name, value in parent.system_attrs.items() if drawn or name == FIXED}
-        self._create(attrs, parent if drawn else None, given)
+        return self._create(attrs, parent if drawn else None, given)
 
-    def _create(self, attrs: dict[str, Any], like: FrozenTrial | None, system_attrs: dict[str, Any]) -> None:
+    def _create(self, attrs: dict[str, Any], like: FrozenTrial | None, system_attrs: dict[str, Any]) -> int:
         template = optuna.trial.create_trial(
             state=TrialState.WAITING,
             params=like.params if like else {},
@@ -205,7 +206,7 @@ class Study:
             system_attrs=system_attrs,
             user_attrs=attrs,
         )
-        self.storage.create_new_trial(self.id, template)
+        return int(self.storage.create_new_trial(self.id, template))
 
     def claim(self, trial: FrozenTrial) -> bool:
         """Makes a waiting trial this process's own. Returns False when another was faster.
