@@ -1,5 +1,7 @@
 """What is to be done next in a study: one decision, from what its trials say."""
 
+import random
+import time
 from collections.abc import Collection, Mapping
 from typing import Literal
 
@@ -11,6 +13,9 @@ from pipeline.sweep.lineage import ALIKE, Lineage, failing_alike
 from pipeline.sweep.pruners import PAUSING
 from pipeline.sweep.spec import StudySpec
 from pipeline.sweep.study import Study
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+_CHANCE = random.SystemRandom()  # training's own random state is not touched
 
 
 def next_segment(
@@ -36,6 +41,7 @@ def next_segment(
     if study.close_dead(trials=trials):
         trials = study.trials()
     open_to_me = {trial._trial_id for trial in trials}
+    pause_s = FIRST_PAUSE_S
     while True:
         found = study.lineages(trials)
         if only is None and failing_alike(found, spec.code):
@@ -44,7 +50,7 @@ def next_segment(
                 f"{found[0].head.user_attrs.get('error')}; traceback.txt in their MLflow runs says more; "
                 "mend the experiment, and run the same command with --accept-change true"
             )
-        mine = {n: lineage for n, lineage in found.items() if only is None or n in only}
+        mine = _chosen(found, only)
         if max_total_epochs is not None and budget.left(found, max_total_epochs) <= 0:
             return "wait" if any(lineage.head.state is TrialState.RUNNING for lineage in mine.values()) else "done"
         waiting = [
@@ -55,16 +61,24 @@ def next_segment(
             if max_total_epochs is None or budget.grant(study, claimed.number, max_total_epochs):
                 return study.renewed(claimed)
             return "wait"  # others hold what was left
-        newest = study.with_newer(trials, again={one.head.number for one in waiting})  # others were faster with these
-        if not waiting and len(newest) == len(trials):
-            created = _continue(study, mine)
-            if created is None and only is None:
-                created = _grow(study, spec, found)
-            if created is None:
-                return "wait" if any(lineage.ended is None for lineage in mine.values()) else "done"
-            open_to_me.add(created)
-            newest = study.with_newer(trials)  # whatever came before it, too: a lower number wins
-        trials = newest
+        trials = study.with_newer(trials, again={one.head.number for one in waiting})  # others were faster with these
+        found = study.lineages(trials)
+        mine = _chosen(found, only)
+        created = _continue(study, mine)
+        if created is None and only is None:
+            created = _grow(study, spec, found)
+        if created is None:
+            return "wait" if any(lineage.ended is None for lineage in mine.values()) else "done"
+        open_to_me.add(created)
+        trials = study.with_newer(trials)  # whatever came before it, too: a lower number wins
+        if created not in {one.head._trial_id for one in study.lineages(trials).values()}:
+            # Another has created the same a moment before. Of many who try at once most would lose again.
+            time.sleep(_CHANCE.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _chosen(found: Mapping[int, Lineage], only: Collection[int] | None) -> dict[int, Lineage]:
+    return {number: lineage for number, lineage in found.items() if only is None or number in only}
 
 
 def open_segments(
@@ -72,7 +86,7 @@ def open_segments(
 ) -> int | None:
     """How many segments could be claimed now, at least; None when `next_segment` would be "done". Changes nothing."""
     spec, found = study.spec, study.lineages()
-    mine = [lineage for number, lineage in found.items() if only is None or number in only]
+    mine = list(_chosen(found, only).values())
     running = any(one.head.state is TrialState.RUNNING for one in mine)
     count = sum(one.head.state is TrialState.WAITING or one.may_continue() for one in mine)
     if only is None:
