@@ -1,8 +1,8 @@
 """The README's job array on a real Slurm of two nodes, on this machine's loopback; by hand, as root: it takes long.
 
 `apt-get install --no-install-recommends slurmctld slurmd slurm-client munge`, then `python -m tests.slurm`. Two workers
-train nine configurations. They are stopped before their time is up, one is requeued by hand, and a node is killed with
-all that runs on it. Then the study must have come to what undisturbed training comes to, bit for bit.
+train six configurations. A node is killed with all that runs on it, they are stopped before their time is up, one is
+requeued by hand. Then the study must have come to what undisturbed training comes to, bit for bit.
 """
 
 import os
@@ -27,9 +27,9 @@ from tests.postgres import PostgresServer
 from tests.tracking_server import TrackingServer
 
 NODES = ("one", "two")
-CONFIGURATIONS = 9
-BATCH_S = 4.0
-LIMITS = ("--array=0-1", "--time=00:03:00", "--cpus-per-task=1", "--gpus=0")  # instead of the README's
+CONFIGURATIONS = 6
+BATCH_S = 2.5
+LIMITS = ("--array=0-1", "--time=00:02:30", "--cpus-per-task=1", "--gpus=0")  # instead of the README's
 LOOK_S, LONGEST_S = 1.0, 1800.0
 CONFIG = """
 ClusterName=thaw
@@ -196,20 +196,17 @@ def main() -> None:
             return sum(trial.state is TrialState.RUNNING for trial in place.trials("unhurried"))
 
         await_("two train", lambda: trained() == 2, cluster)
-        await_("both are stopped before their time is up, and queued", lambda: len(jobs("PENDING")) == 2, cluster)
-        await_("two train", lambda: trained() == 2, cluster)
+        job, node = jobs("RUNNING")[0].split()
+        cluster.kill(node)
+        await_(f"node {node} was killed, and {job} is queued", lambda: job in " ".join(jobs("PENDING")), cluster)
+        cluster.start(node)
+        await_("the other is stopped before its time is up, and queued", lambda: len(jobs("PENDING")) == 2, cluster)
+        await_("one trains", lambda: trained() >= 1 and jobs("RUNNING"), cluster)
         moved = jobs("RUNNING")[0].split()[0]
         cluster.call("scontrol", "requeue", moved)
         await_(f"{moved} is requeued by hand", lambda: moved in " ".join(jobs("PENDING")), cluster)
-        await_("one trains", lambda: trained() >= 1 and len(jobs("RUNNING")) == 1, cluster)
-        node = jobs("RUNNING")[0].split()[1]
-        cluster.kill(node)
-        await_(f"node {node} was killed, and its job is queued", lambda: not jobs("RUNNING"), cluster)
-        cluster.start(node)
         await_("the queue is empty", lambda: not cluster.call("squeue", "--noheader").strip(), cluster)
-        found = endings(place)
-        assert found.count("preempted") >= 2, found
-        assert found.count("lost") >= 1, found
+        assert endings(place).count("preempted") >= 2, endings(place)
         for file in sorted(place.folder.glob("slurm-*.out")):
             assert "Traceback" not in file.read_text(), file.read_text()
         print(place.run("status", "--study", "unhurried"))
